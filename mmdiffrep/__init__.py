@@ -1,0 +1,1 @@
+"""mmdiffrep: pre-trained diffusion networks as ordinary OpenMMLab components."""

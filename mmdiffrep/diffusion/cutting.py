@@ -1,0 +1,90 @@
+"""Shortening a U-Net behind its last tap, so that nothing behind is kept or run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .taps import Tap
+
+
+class PassThrough(nn.Module):
+    """Stands where a module was that is no longer needed; gives back its first argument."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states
+
+
+# the order in which a U-Net block of diffusers runs its parts; resnets[i] and attentions[i] alternate
+_BLOCK_LISTS = ('resnets', 'attentions')
+_BLOCK_TAILS = ('downsamplers', 'upsamplers')
+
+
+def shorten_unet(unet: nn.Module, last: Tap) -> None:
+    """Drop what runs after ``last`` in a U-Net of diffusers (``UNet2DModel``, ``UNet2DConditionModel``).
+
+    Blocks behind it go, the output head becomes a pass-through, and inside the last block the list entries behind it go.
+    What is finer (the middle of a ResBlock) is kept: there the forward pass is stopped.
+    """
+    parts = last.path.split('.')
+    stage = parts[0]
+    order = ('conv_in', 'down_blocks', 'mid_block', 'up_blocks')
+    if stage not in order:
+        return  # the time embedding or the head itself: nothing to gain
+    position = order.index(stage)
+    for name in ('conv_norm_out', 'conv_act', 'conv_out'):
+        if getattr(unet, name, None) is not None:
+            setattr(unet, name, PassThrough())
+    if position < order.index('up_blocks'):
+        unet.up_blocks = nn.ModuleList()
+    if position < order.index('mid_block'):
+        unet.mid_block = None
+    elif last == Tap('mid_block', 'in'):
+        unet.mid_block = PassThrough()
+    if position < order.index('down_blocks'):
+        unet.down_blocks = nn.ModuleList()
+    if stage in ('down_blocks', 'up_blocks') and len(parts) > 1:
+        index = int(parts[1])
+        setattr(unet, stage, getattr(unet, stage)[: index + 1])
+        _shorten_block(getattr(unet, stage)[index], parts[2:], last)
+
+
+def _shorten_block(block: nn.Module, inside: list[str], last: Tap) -> None:
+    """``inside`` is the path within the block: [], or ['resnets', '1', …], ['upsamplers', '0'] …"""
+    if not inside:
+        if last.side == 'in':  # the block's own work is behind the tap
+            for name in _BLOCK_LISTS:
+                for index in range(len(getattr(block, name, None) or ())):
+                    _replace(block, name, index)
+            for name in _BLOCK_TAILS:
+                _drop(block, name)
+        return
+    kind, index = inside[0], int(inside[1]) if len(inside) > 1 else 0
+    if kind not in _BLOCK_LISTS:
+        return
+    for name in _BLOCK_TAILS:
+        _drop(block, name)
+    for name in _BLOCK_LISTS:
+        modules = getattr(block, name, None)
+        if modules is not None:
+            setattr(block, name, modules[: index + 1])
+    entry = last.side == 'in' and len(inside) == 2
+    if kind == 'resnets':
+        # the attention behind the tapped ResBlock keeps its place, since blocks walk both lists together
+        _replace(block, 'attentions', index)
+        if entry:
+            _replace(block, 'resnets', index)
+    elif entry:
+        _replace(block, 'attentions', index)
+
+
+def _drop(block: nn.Module, name: str) -> None:
+    if getattr(block, name, None) is not None:
+        setattr(block, name, None)
+
+
+def _replace(block: nn.Module, name: str, index: int) -> None:
+    modules = getattr(block, name, None)
+    if modules is not None and index < len(modules) and modules[index] is not None:
+        modules[index] = PassThrough()

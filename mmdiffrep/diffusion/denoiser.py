@@ -1,0 +1,215 @@
+"""The contract that every diffusion network fulfils: an image goes in, tapped activations come out."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .schedules import NoiseSchedule
+from .taps import Tap, TapInfo, TapSession, TraceEvent, find_module, trace
+
+
+@dataclass
+class Condition:
+    """What the network is told besides x_t. Unset fields take the family's default."""
+
+    class_ids: Tensor | None = None  # (B,) long
+
+
+class Denoiser(nn.Module):
+    """A diffusion network with its noise schedule and its autoencoder, if it has one.
+
+    A family sets the attributes and implements :meth:`encode`, :meth:`run` and :meth:`shorten`.
+    """
+
+    schedule: NoiseSchedule
+    divisor: int  # image sides must be multiples of it
+    image_channels: int
+    fingerprint: str | None = None  # names the weights so that they can be found again; None if they cannot
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._session: TapSession | None = None
+        self._trace_cache: dict[tuple[int, int], list[TraceEvent]] = {}
+
+    # ---- what a family implements -------------------------------------------------------------------------
+
+    @property
+    def network(self) -> nn.Module:
+        """The module in which tap paths are looked up."""
+        raise TypeError(f'{type(self).__name__} must define `network`')
+
+    def encode(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB in [-1, 1] -> x0 (B, C, H/s, W/s)."""
+        raise TypeError(f'{type(self).__name__} must define `encode`')
+
+    def run(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> Any:
+        """One plain forward of the untouched network on noised input (B, C, h, w) at times t (B,)."""
+        raise TypeError(f'{type(self).__name__} must define `run`')
+
+    def shorten(self, last: Tap) -> None:
+        """Drop the modules that run after ``last``; everything up to it computes what it did before."""
+        raise TypeError(f'{type(self).__name__} must define `shorten`')
+
+    def resolve_alias(self, name: str) -> str:
+        """A paper alias (``'adm:out.5'``) as a tap string; names without a paper's prefix pass unchanged."""
+        return name
+
+    # ---- features -----------------------------------------------------------------------------------------
+
+    def tap(self, name: str | Tap) -> Tap:
+        """The tap that a tap string or paper alias names, checked against the network."""
+        tap = name if isinstance(name, Tap) else Tap.parse(self.resolve_alias(name))
+        find_module(self.network, tap.path)
+        return tap
+
+    def features(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Condition | None = None,
+        taps: Sequence[str] = (),
+        inject: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Look once at noised images and read activations.
+
+        Args:
+            x_t: noised input (B, C, h, w), as :meth:`NoiseSchedule.add_noise` makes it.
+            t: timesteps (B,) in the schedule's own units.
+            condition: what else the network is told.
+            taps: tap strings or paper aliases. The pass ends after the last of them.
+            inject: tap -> tensor, broadcastable to the activation there and added to it on its way. Gradients reach it,
+                also under activation checkpointing.
+
+        Returns:
+            The given names with their maps (B, C_k, h_k, w_k), in the order of execution.
+
+        Raises:
+            ValueError: an unknown tap, a tap that does not give a map, or a timestep outside the schedule.
+        """
+        if not taps:
+            raise ValueError('features() needs at least one tap')
+        self.schedule.check_timesteps(t)
+        names: dict[Tap, str] = {}
+        for name in taps:
+            names.setdefault(self.tap(name), str(name))
+        added = {self.tap(name): value for name, value in (inject or {}).items()}
+        session = TapSession(
+            {tap: find_module(self.network, tap.path) for tap in names},
+            {tap: (find_module(self.network, tap.path), value) for tap, value in added.items()},
+        )
+        previous, self._session = self._session, session
+        try:
+            with session():
+                self.run(x_t, t, condition)
+        finally:
+            self._session = previous
+        missing = [names[tap] for tap in names if tap not in session.captured]
+        if missing:
+            raise ValueError(f'taps {missing} were not reached: their modules do not run in a forward pass')
+        maps = {names[tap]: value for tap, value in session.captured.items()}
+        wrong = {name: tuple(value.shape) for name, value in maps.items() if value.dim() != 4}
+        if wrong:
+            raise ValueError(
+                f'taps {wrong} do not give maps (B, C, h, w). tools/list_taps.py prints the taps that do'
+            )
+        return maps
+
+    def checkpoint(self, module: nn.Module, *args: Any) -> Any:
+        """Activation checkpointing as diffusers calls it, which knows about taps and injections."""
+        session = self._session
+        if session is None:
+            return torch.utils.checkpoint.checkpoint(module.__call__, *args, use_reentrant=False)
+        return session.checkpointed(module, *args)
+
+    # ---- what the taps are --------------------------------------------------------------------------------
+
+    def trace(self, image_size: tuple[int, int]) -> list[TraceEvent]:
+        """Every module side that a forward passes at an image size (H, W), found on fake tensors."""
+        self.check_image_size(image_size)
+        if image_size not in self._trace_cache:
+            reference = next(self.network.parameters())
+            with (
+                FakeTensorMode(allow_non_fake_inputs=True),
+                torch.no_grad(),
+                _quiet_autocast(reference.device.type),
+            ):
+                image = torch.empty(
+                    1,
+                    self.image_channels,
+                    *image_size,
+                    device=reference.device,
+                    dtype=reference.dtype,
+                )
+                t = self.schedule.example_timesteps(1).to(reference.device)
+                self._trace_cache[image_size] = trace(
+                    self.network, lambda: self.run(self.encode(image), t, None)
+                )
+        return self._trace_cache[image_size]
+
+    def tap_info(self, image_size: tuple[int, int]) -> dict[str, TapInfo]:
+        """Channels, stride and order of every tap that gives a map, at an image size (H, W); in the order of execution."""
+        infos: dict[str, TapInfo] = {}
+        for order, event in enumerate(self.trace(image_size)):
+            name = str(event.tap)
+            if event.shape is None or len(event.shape) != 4 or name in infos:
+                continue
+            _, channels, height, _ = event.shape
+            stride = image_size[0] / height
+            infos[name] = TapInfo(
+                name, channels, int(stride) if stride == int(stride) else stride, order
+            )
+        return infos
+
+    def check_image_size(self, image_size: tuple[int, int]) -> None:
+        height, width = image_size
+        if height % self.divisor or width % self.divisor or min(image_size) < 1:
+            up = tuple(-(-side // self.divisor) * self.divisor for side in image_size)
+            raise ValueError(
+                f'image size {tuple(image_size)} does not fit: both sides must be multiples of {self.divisor}. '
+                f'Pad to {up} (DiffusionBackbone does)'
+            )
+
+    # ---- cutting ------------------------------------------------------------------------------------------
+
+    def cut(self, taps: Iterable[str]) -> None:
+        """Shorten the network behind the last of ``taps``. Their activations stay what they were."""
+        wanted = {self.tap(name) for name in taps}
+        last = self._last(wanted)
+        self.shorten(last)
+        self._trace_cache.clear()
+
+    def _last(self, taps: set[Tap]) -> Tap:
+        size = (self.divisor * 2, self.divisor * 2)
+        order: dict[Tap, int] = {}
+        for number, event in enumerate(self.trace(size)):
+            order.setdefault(event.tap, number)
+        missing = [str(tap) for tap in taps if tap not in order]
+        if missing:
+            raise ValueError(f'taps {missing} are not reached: their modules do not run in a forward pass')
+        return max(taps, key=order.__getitem__)
+
+    def unused_parameters(self, taps: Iterable[str]) -> list[str]:
+        """Names (in :attr:`network`) of the parameters that the activations at ``taps`` do not depend on."""
+        wanted = {self.tap(name) for name in taps}
+        last = self._last(wanted)
+        entered = {''}
+        for event in self.trace((self.divisor * 2, self.divisor * 2)):
+            if event.tap == last and last.side == 'in':
+                break
+            entered.add(event.tap.path)
+            if event.tap == last:
+                break
+        return [
+            name for name, _ in self.network.named_parameters() if name.rpartition('.')[0] not in entered
+        ]
+
+
+def _quiet_autocast(device: str) -> contextlib.AbstractContextManager:
+    """No autocast around a trace: its dtypes are the network's own."""
+    return torch.autocast(device, enabled=False) if device != 'meta' else contextlib.nullcontext()

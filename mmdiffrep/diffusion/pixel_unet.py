@@ -1,0 +1,258 @@
+"""PixelUNet: diffusion U-Nets in pixels (diffusers' ``UNet2DModel``; guided-diffusion's ADM through a converter).
+
+DDPM (Ho et al., 2020, https://arxiv.org/abs/2006.11239), ADM (Dhariwal and Nichol, 2021,
+https://arxiv.org/abs/2105.05233). Networks: diffusers (Apache-2.0), guided-diffusion checkpoints (MIT).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from . import adm
+from .aliases import resolve_alias
+from .cutting import shorten_unet
+from .denoiser import Condition, Denoiser
+from .loading import (
+    Source,
+    WeightFile,
+    fill,
+    folder_weight_files,
+    load_pickle,
+    locate,
+    read_json,
+)
+from .schedules import build_schedule
+from .taps import Tap
+
+DEFAULT_SCHEDULE = dict(
+    _class_name='DDPMScheduler', num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02,
+    beta_schedule='linear', prediction_type='epsilon',
+)  # fmt: skip
+
+
+class PixelUNet(Denoiser):
+    """A U-Net that denoises pixels.
+
+    Args:
+        pretrained: a short name (``mmdiffrep/toy-unet``), a hub id, a local diffusers folder (a pipeline's or the network's
+            own), a ``.safetensors`` file, or a guided-diffusion checkpoint (``.pt``, ``.safetensors``). None: random weights.
+        config: ``UNet2DModel`` arguments; needed without ``pretrained``, and for a single file that has no
+            ``config.json`` beside it and is no ADM checkpoint (whose settings are read from its shapes).
+        schedule: a diffusers scheduler config; by default the one beside the weights, else DDPM's linear one.
+        random_seed: draw new weights from this seed, also where ``pretrained`` gives the architecture: the untrained
+            baseline. Without ``pretrained`` the default is 0.
+        keep_taps: shorten the network behind the last of these taps; what is behind is never read into memory.
+        adm_options: what an ADM checkpoint's shapes do not say, see :func:`mmdiffrep.diffusion.adm.infer_adm_config`.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        schedule: Mapping[str, Any] | None = None,
+        random_seed: int | None = None,
+        keep_taps: Iterable[str] | None = None,
+        adm_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        plan = _plan(pretrained, config, dict(adm_options or {}))
+        self.alias_config = plan.config
+        self.schedule = build_schedule(dict(schedule or plan.schedule or DEFAULT_SCHEDULE))
+        if random_seed is None and pretrained is None:
+            random_seed = 0
+        self.unet = _build(plan.config, random_seed)
+        self.image_channels = self.unet.config.in_channels
+        self.divisor = 2 ** sum(
+            getattr(block, 'downsamplers', None) is not None for block in self.unet.down_blocks
+        )
+        self.unet.enable_gradient_checkpointing(self.checkpoint)
+        self.unet.disable_gradient_checkpointing()
+        if keep_taps is not None:
+            self.cut(keep_taps)
+        if random_seed is None:
+            plan.fill(self.unet)
+            self.fingerprint = plan.fingerprint()
+        else:
+            text = json.dumps(plan.config, sort_keys=True, default=str)
+            self.fingerprint = (
+                f'random:{random_seed}:{hashlib.sha256(text.encode()).hexdigest()[:16]}'
+            )
+        self.unet.requires_grad_(False).eval()
+
+    @property
+    def network(self) -> nn.Module:
+        return self.unet
+
+    def encode(self, image: Tensor) -> Tensor:
+        return image
+
+    def run(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
+        ids = condition.class_ids if condition is not None else None
+        if self.unet.class_embedding is not None and ids is None:
+            if not torch.compiler.is_compiling() and not _is_fake(x_t):
+                raise ValueError(
+                    'this network is class-conditional and has no class for "unknown": give class ids (B,) by '
+                    'condition=Condition(class_ids=…) or DiffusionBackbone(class_id=…)'
+                )
+            ids = torch.zeros(len(x_t), dtype=torch.long, device=x_t.device)
+        dtype = next(self.unet.parameters()).dtype
+        x = self.schedule.network_input(x_t, t).to(dtype)
+        return self.unet(x, self.schedule.network_time(t), class_labels=ids).sample
+
+    def shorten(self, last: Tap) -> None:
+        shorten_unet(self.unet, last)
+
+    def set_checkpointing(self, enabled: bool) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        if enabled:
+            self.unet.enable_gradient_checkpointing(self.checkpoint)
+        else:
+            self.unet.disable_gradient_checkpointing()
+
+    def resolve_alias(self, name: str) -> str:
+        return resolve_alias(name, self.alias_config)
+
+
+def _is_fake(x: Tensor) -> bool:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(x, FakeTensor)
+
+
+def _build(config: dict[str, Any], random_seed: int | None) -> nn.Module:
+    from diffusers import UNet2DModel
+
+    if random_seed is None:
+        with torch.device('meta'):  # weights are read later, and only those that are kept
+            return UNet2DModel.from_config(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(random_seed)
+        return UNet2DModel.from_config(config)
+
+
+class _Plan:
+    """What is known before the network is built: its config, its schedule, where each weight comes from."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        schedule: dict[str, Any] | None = None,
+        source: Source | None = None,
+        files: list[Path] | None = None,
+        adm_config: dict[str, Any] | None = None,
+    ) -> None:
+        self.config = config
+        self.schedule = schedule
+        self.source = source
+        self.files = files or []
+        self.adm_config = adm_config
+
+    def fill(self, unet: nn.Module) -> None:
+        assert self.source is not None
+        weights = WeightFile(self.files)
+        if self.adm_config is None:
+            fill(unet, weights.read, set(weights.keys()), self.source.name)
+            return
+        state = adm.convert_adm_state_dict(
+            {key: weights.read(key) for key in weights.keys()}, self.adm_config
+        )
+        fill(unet, state.__getitem__, set(state), self.source.name)
+
+    def fingerprint(self) -> str | None:
+        return None if self.source is None else self.source.fingerprint(self.files)
+
+
+def _plan(
+    pretrained: str | None, config: Mapping[str, Any] | None, adm_options: dict[str, Any]
+) -> _Plan:
+    if pretrained is None:
+        if not config:
+            raise ValueError(
+                'PixelUNet needs pretrained=… (weights), or config=… (UNet2DModel arguments) for random weights'
+            )
+        return _Plan(_clean(config))
+    source = locate(pretrained)
+    if source.path.is_dir():
+        return _plan_folder(source, config)
+    return _plan_file(source, config, adm_options)
+
+
+def _plan_folder(source: Source, config: Mapping[str, Any] | None) -> _Plan:
+    folder = source.folder('unet', '')
+    if folder is None:
+        raise FileNotFoundError(
+            f'pretrained={source.name!r}: {source.path} has no unet/config.json and no config.json. '
+            'It should be a folder as diffusers\' save_pretrained writes it'
+        )
+    unet_config = read_json(folder / 'config.json')
+    kind = unet_config.get('_class_name', 'UNet2DModel')
+    if kind != 'UNet2DModel':
+        raise ValueError(
+            f'pretrained={source.name!r} holds a {kind}; PixelUNet takes a UNet2DModel '
+            '(a diffusion network in pixels without text)'
+        )
+    schedule_file = next(
+        (
+            path
+            for path in (
+                source.path / 'scheduler' / 'scheduler_config.json',
+                folder / 'scheduler_config.json',
+            )
+            if path.is_file()
+        ),
+        None,
+    )
+    return _Plan(
+        _clean(config or unet_config),
+        read_json(schedule_file) if schedule_file else None,
+        source,
+        folder_weight_files(folder),
+    )
+
+
+def _plan_file(
+    source: Source, config: Mapping[str, Any] | None, adm_options: dict[str, Any]
+) -> _Plan:
+    if source.path.suffix == '.safetensors':
+        shapes = WeightFile([source.path]).shapes
+    else:
+        state = load_pickle(source.path)
+        shapes = {key: tuple(value.shape) for key, value in state.items() if torch.is_tensor(value)}
+    if adm.is_adm_state_dict(shapes):
+        adm_config = adm.infer_adm_config(shapes, **adm_options)
+        return _Plan(
+            _clean(adm.adm_to_diffusers_config(adm_config)),
+            dict(adm.ADM_SCHEDULER_CONFIG),
+            source,
+            [source.path],
+            adm_config,
+        )
+    beside = source.path.with_name('config.json')
+    if config is None and not beside.is_file():
+        raise ValueError(
+            f'pretrained={source.name!r} is a single file without its architecture: put its config.json beside it, '
+            'give config=dict(…) (UNet2DModel arguments), or give the diffusers folder it came from'
+        )
+    return _Plan(_clean(config or read_json(beside)), None, source, [source.path])
+
+
+def _clean(config: Mapping[str, Any]) -> dict[str, Any]:
+    """UNet2DModel arguments only: without diffusers' private entries, checked for unknown ones."""
+    import inspect
+
+    from diffusers import UNet2DModel
+
+    allowed = set(inspect.signature(UNet2DModel.__init__).parameters) - {'self'}
+    plain = {key: value for key, value in config.items() if not key.startswith('_')}
+    unknown = sorted(set(plain) - allowed)
+    if unknown:
+        raise ValueError(
+            f'config has entries that UNet2DModel does not know: {unknown}; allowed: {sorted(allowed)}'
+        )
+    return plain

@@ -1,0 +1,135 @@
+"""StridePyramid: taps of any channels and strides -> one map a stride, all of one width.
+
+ODISE's projection of diffusion features (Xu et al., CVPR 2023, https://arxiv.org/abs/2303.04803, section 3.2).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Sequence
+
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mmdiffrep.registry import MODELS
+
+from .base import check_inputs, map_size
+
+
+class Bottleneck(nn.Module):
+    """1×1 to ``width``, 3×3, 1×1 to ``out_channels``, GroupNorm after each, a projected shortcut, ReLU."""
+
+    def __init__(self, in_channels: int, width: int, out_channels: int, groups: int) -> None:
+        super().__init__()
+
+        def conv(cin: int, cout: int, kernel: int) -> list[nn.Module]:
+            return [
+                nn.Conv2d(cin, cout, kernel, padding=kernel // 2, bias=False),
+                nn.GroupNorm(math.gcd(groups, cout), cout),
+            ]
+
+        self.branch = nn.Sequential(
+            *conv(in_channels, width, 1), nn.ReLU(inplace=True),
+            *conv(width, width, 3), nn.ReLU(inplace=True),
+            *conv(width, out_channels, 1),
+        )  # fmt: skip
+        self.shortcut = nn.Sequential(*conv(in_channels, out_channels, 1))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.branch(x) + self.shortcut(x))
+
+
+@MODELS.register_module()
+class StridePyramid(BaseModule):
+    """One map of ``out_channels`` at each of ``strides``.
+
+    Each tap's stride is clamped to the range of ``strides`` and rounded to the nearest of them; the tap is resized there
+    and goes through its own bottleneck; taps of one stride are summed. A stride that no tap has is made from the tap
+    nearest to it (the coarser one of two), through a bottleneck of its own.
+
+    Args:
+        in_channels, in_strides: of the taps, in their order. DiffusionBackbone fills them in when the pyramid is its adapter.
+        out_channels: of every map.
+        strides: of the maps, image pixels per map pixel.
+        width: inner channels of the bottlenecks.
+        resize: how taps are resized: ``'nearest'`` as in ODISE, or ``'bilinear'``.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        in_strides: Sequence[float],
+        out_channels: int = 256,
+        strides: Sequence[int] = (4, 8, 16, 32),
+        width: int = 128,
+        groups: int = 32,
+        resize: str = 'bilinear',
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if not in_channels or len(in_channels) != len(in_strides):
+            raise ValueError(
+                f'StridePyramid needs channels and strides of the same taps, got in_channels={list(in_channels)}, '
+                f'in_strides={list(in_strides)}'
+            )
+        if list(strides) != sorted(set(strides)) or not strides or min(strides) <= 0:
+            raise ValueError(f'strides must rise and be positive, got {list(strides)}')
+        if resize not in ('nearest', 'bilinear'):
+            raise ValueError(f"resize={resize!r} is unknown; allowed: 'nearest', 'bilinear'")
+        self.in_channels, self.in_strides = list(in_channels), list(in_strides)
+        self.out_strides, self.out_channels = list(strides), [out_channels] * len(strides)
+        self.resize = resize
+        self.routes = _routes(self.in_strides, self.out_strides)  # [(tap, level)]
+        self.projections = nn.ModuleList(
+            Bottleneck(in_channels[tap], width, out_channels, groups) for tap, _ in self.routes
+        )
+
+    def forward(
+        self, features: Sequence[Tensor], image_size: tuple[int, int] | None = None
+    ) -> tuple[Tensor, ...]:
+        """Maps (B, C_k, h_k, w_k) of an image (H, W) -> one (B, out_channels, ceil(H/s), ceil(W/s)) a stride."""
+        check_inputs(self, features)
+        if image_size is None:
+            image_size = tuple(round(side * self.in_strides[0]) for side in features[0].shape[-2:])
+        maps: list[Tensor | None] = [None] * len(self.out_strides)
+        for (tap, level), projection in zip(self.routes, self.projections):
+            size = map_size(image_size, self.out_strides[level])
+            x = features[tap]
+            if x.shape[-2:] != size:
+                x = _resize(x, size, self.resize)
+            y = projection(x)
+            maps[level] = y if maps[level] is None else maps[level] + y
+        return tuple(maps)
+
+
+def _resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    if mode == 'nearest':
+        return F.interpolate(x, size=size, mode='nearest-exact')
+    if x.shape[-2] > size[0] and x.shape[-1] > size[1]:
+        return F.adaptive_avg_pool2d(x, size)  # averages what it leaves out, where bilinear would skip it
+    return F.interpolate(x, size=size, mode='bilinear', align_corners=False)
+
+
+def _routes(in_strides: list[float], out_strides: list[int]) -> list[tuple[int, int]]:
+    """Which tap feeds which level: every tap one level, and every level at least one tap."""
+
+    def distance(a: float, b: float) -> float:
+        return abs(math.log2(a) - math.log2(b))
+
+    routes = []
+    for tap, stride in enumerate(in_strides):
+        level = min(range(len(out_strides)), key=lambda k: distance(out_strides[k], stride))
+        routes.append((tap, level))
+    fed = {level for _, level in routes}
+    for level, stride in enumerate(out_strides):
+        if level not in fed:
+            tap = min(
+                range(len(in_strides)),
+                key=lambda k: (distance(in_strides[k], stride), -in_strides[k], -k),
+            )
+            routes.append((tap, level))
+    return sorted(routes, key=lambda route: (route[1], route[0]))

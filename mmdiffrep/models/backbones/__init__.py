@@ -1,0 +1,6 @@
+"""Backbones: DiffusionBackbone and the plain ones it is compared with."""
+
+from .diffusion_backbone import DiffusionBackbone
+from .raw_pixels import RawPixels
+
+__all__ = ['DiffusionBackbone', 'RawPixels']

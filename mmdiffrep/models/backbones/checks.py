@@ -1,0 +1,72 @@
+"""What users get wrong about the input and the learning rate, said clearly and once."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+
+def check_image(image: Tensor, channels: int) -> None:
+    if image.dim() == 4 and image.shape[1] == channels and min(image.shape) > 0:
+        return
+    cure = (
+        'Drop the alpha channel when loading (mmcv: LoadImageFromFile(color_type="color"))'
+        if image.dim() == 4 and image.shape[1] == 4
+        else f'This network takes images of {channels} channels'
+    )
+    raise ValueError(
+        f'images of shape {tuple(image.shape)} were given; allowed: (B, {channels}, H, W). {cure}'
+    )
+
+
+def check_range(rgb: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Warn if images, mapped to [-1, 1] by the configured mean and std, are not plausibly there."""
+    low, high = (((value + 1) * 127.5).item() for value in rgb.detach().aminmax())
+    told = f'image_mean={[round(x, 3) for x in mean]}, image_std={[round(x, 3) for x in std]}'
+    if not (low == low and high == high):
+        problem = 'hold NaN'
+    elif low < -40 or high > 295:
+        problem = f'reach from {low:.0f} to {high:.0f} where 0 to 255 is expected'
+    elif high - low < 4 and rgb.numel() > 3000:
+        problem = f'reach only from {low:.2f} to {high:.2f} where 0 to 255 is expected'
+    else:
+        return
+    warnings.warn(
+        f'DiffusionBackbone: the first batch\'s images, with its {told} undone, {problem}. A diffusion network fed with '
+        "another range gives wrong features silently. Set the backbone's image_mean and image_std to the data preprocessor's "
+        'mean and std (images that come in [0, 255] unnormalised: mean 0, std 1; in [0, 1]: mean 0, std 255; '
+        'in [-1, 1]: 127.5 and 127.5)',
+        stacklevel=3,
+    )
+
+
+def watch_learning_rate(parameters: Sequence[nn.Parameter]) -> None:
+    """At the next optimizer step, warn if ``parameters`` (the adapter's) learn much more slowly than the rest.
+
+    Stock configs often give ``backbone`` a tenth of the rate; the adapter inside it is trained from scratch and needs all of it.
+    """
+    ours = {id(p) for p in parameters if p.requires_grad}
+    if not ours:
+        return
+
+    def look(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        groups = optimizer.param_groups
+        inside = [g['lr'] for g in groups if any(id(p) in ours for p in g['params'])]
+        if not inside:
+            return  # another model's optimizer
+        handle.remove()
+        outside = [g['lr'] for g in groups if any(id(p) not in ours for p in g['params'])]
+        if outside and min(inside) < 0.5 * max(outside):
+            factor = min(inside) / max(outside)
+            warnings.warn(
+                f'the adapter inside DiffusionBackbone learns at {min(inside):.3g}, {factor:.2g} times the rate of the head '
+                f"({max(outside):.3g}): the schedule's factor for 'backbone' was meant for pre-trained weights, the adapter has "
+                "none. Set optim_wrapper.paramwise_cfg.custom_keys['backbone.adapter'] = dict(lr_mult=1.0)",
+                stacklevel=2,
+            )
+
+    handle = register_optimizer_step_pre_hook(look)

@@ -1,0 +1,261 @@
+"""DiffusionBackbone: any diffusion network as an ordinary OpenMMLab backbone."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from typing import Any, Iterator, Mapping, Sequence
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mmdiffrep.diffusion.denoiser import Condition, Denoiser
+from mmdiffrep.diffusion.noise import NoisePolicy, image_key
+from mmdiffrep.diffusion.taps import find_module
+from mmdiffrep.registry import MODELS
+
+from ..adapters.base import map_size
+from .checks import check_image, check_range, watch_learning_rate
+from .geometry import cover, pad_to_multiple
+from .holder import DenoiserHolder
+
+DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+@MODELS.register_module()
+class DiffusionBackbone(BaseModule):
+    """A noised copy of the image is looked at once; the tapped activations are the feature maps.
+
+    Args:
+        denoiser: config of a denoiser, e.g. ``dict(type='mmdiffrep.PixelUNet', pretrained='mmdiffrep/toy-unet')``.
+        taps: where activations are read (see ``tools/list_taps.py``); paper aliases are allowed.
+        timesteps: one or several, in the schedule's units. Several give the taps' maps for each, t-major.
+        noise: a :class:`NoisePolicy`'s arguments; default: one shared draw, seed 0.
+        adapter: config of an adapter (``StridePyramid``, ``ConcatUpsample``); None gives the raw maps. Its ``in_channels`` and
+            ``in_strides`` are filled in.
+        trainable: False (frozen), True (all of the network), or module paths of the parts to train.
+        grad_through: let gradients pass through the frozen network to what comes before it.
+        with_cp: activation checkpointing in the network.
+        dtype: ``'fp32'``, ``'fp16'``, ``'bf16'``, or None: as the runner runs (its AMP included). A frozen network's weights
+            are stored in it; a trained one keeps fp32 weights and runs under autocast.
+        channels_last: memory format of the network.
+        image_mean, image_std: what the data preprocessor subtracted and divided by, in its channel order. The backbone undoes
+            it and maps to [-1, 1]. Defaults: ImageNet's, as in stock configs.
+        bgr: whether images come as BGR (``bgr_to_rgb=False`` in the data preprocessor).
+        class_id: class told to a class-conditional network.
+
+    Attributes:
+        out_channels, out_strides: of the returned maps, known before any forward.
+    """
+
+    def __init__(
+        self,
+        denoiser: Mapping[str, Any] | Denoiser,
+        taps: Sequence[str],
+        timesteps: float | Sequence[float] = 50,
+        noise: Mapping[str, Any] | None = None,
+        adapter: Mapping[str, Any] | None = None,
+        trainable: bool | Sequence[str] = False,
+        grad_through: bool = False,
+        with_cp: bool = False,
+        dtype: str | None = None,
+        channels_last: bool = False,
+        image_mean: Sequence[float] = IMAGENET_MEAN,
+        image_std: Sequence[float] = IMAGENET_STD,
+        bgr: bool = False,
+        class_id: int | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if isinstance(taps, str) or not taps:
+            raise ValueError(f"taps must be a list of at least one tap, got {taps!r}; e.g. ['up_blocks.1']")
+        if dtype not in (None, *DTYPES):
+            raise ValueError(f'dtype={dtype!r} is unknown; allowed: {list(DTYPES)} or None')
+        self.noise = NoisePolicy(**(noise or {}))
+        self.grad_through, self.bgr, self.class_id = grad_through, bgr, class_id
+        network = _build_denoiser(denoiser, taps)
+        self.taps = _ordered(network, taps)
+        self.timesteps = _timesteps(network, timesteps)
+        self.amp_dtype = _set_up(network, self.taps, trainable, with_cp, dtype, channels_last)
+        trained = [''] if trainable is True else list(trainable or [])
+        self.holder = DenoiserHolder(network, trained)
+        self.trains_network = bool(trained)
+        self.register_buffer('image_mean', torch.tensor(image_mean).view(-1, 1, 1), False)
+        self.register_buffer('image_std', torch.tensor(image_std).view(-1, 1, 1), False)
+
+        size = (max(64, network.divisor),) * 2
+        size = tuple(-(-side // network.divisor) * network.divisor for side in size)
+        info = network.tap_info(size)
+        per_time = [info[str(network.tap(name))] for name in self.taps]
+        self.tap_infos = per_time * len(self.timesteps)
+        self.adapter = _build_adapter(adapter, self.tap_infos)
+        source = self.adapter if self.adapter is not None else None
+        self.out_channels = list(
+            source.out_channels if source is not None else [tap.channels for tap in self.tap_infos]
+        )
+        self.out_strides = list(
+            source.out_strides if source is not None else [tap.stride for tap in self.tap_infos]
+        )
+        self._range_checked = False
+        self._lr_watched = False
+
+    @property
+    def denoiser(self) -> Denoiser:
+        return self.holder.denoiser
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Images (B, 3, H, W) as the data preprocessor left them -> maps (B, C_k, ceil(H/s_k), ceil(W/s_k)).
+
+        Each map covers exactly the image that was given.
+        """
+        check_image(image, self.denoiser.image_channels)
+        if self.training and self.adapter is not None and not self._lr_watched:
+            self._lr_watched = True
+            watch_learning_rate(list(self.adapter.parameters()))
+        maps = self.features(image)
+        if self.adapter is None:
+            return maps
+        return self.adapter(maps, tuple(image.shape[-2:]))
+
+    def features(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The raw maps, before the adapter: for each timestep every tap, in the order of :attr:`tap_infos`."""
+        with contextlib.ExitStack() as stack:
+            if not (self.trains_network or self.grad_through):
+                stack.enter_context(torch.no_grad())
+            stack.enter_context(self._precision(image.device.type))
+            rgb = self.to_rgb(image)
+            keys = [image_key(x) for x in rgb] if self.noise.kind == 'per_image' else None
+            x0 = self.denoiser.encode(pad_to_multiple(rgb, self.denoiser.divisor))
+            maps = [x for t in self.timesteps for x in self._at(x0, t, keys)]
+        size = tuple(image.shape[-2:])
+        return tuple(
+            cover(x.to(image.dtype), info.stride, size) for x, info in zip(maps, self.tap_infos)
+        )
+
+    def to_rgb(self, image: Tensor) -> Tensor:
+        """Undo the data preprocessor's normalisation: RGB in [-1, 1]."""
+        rgb = (image.float() * self.image_std + self.image_mean) / 127.5 - 1
+        rgb = rgb.flip(1) if self.bgr else rgb
+        if not self._range_checked:
+            self._range_checked = True
+            check_range(rgb, self.image_mean.flatten().tolist(), self.image_std.flatten().tolist())
+        return rgb
+
+    def _at(self, x0: Tensor, timestep: float, keys: list[int] | None) -> list[Tensor]:
+        """The taps' maps at one timestep, averaged over the draws of noise."""
+        t = torch.full((len(x0),), timestep, device=x0.device)
+        condition = None
+        if self.class_id is not None:
+            condition = Condition(class_ids=torch.full_like(t, self.class_id, dtype=torch.long))
+        total: list[Tensor] = []
+        for draw in range(self.noise.draws):
+            noise = self.noise.draw(tuple(x0.shape), draw, keys)
+            x_t = x0
+            if noise is not None:
+                x_t = self.denoiser.schedule.add_noise(x0, noise.to(x0), t)
+            found = self.denoiser.features(x_t, t, condition, self.taps)
+            maps = [found[name] for name in self.taps]
+            total = maps if not total else [a + b for a, b in zip(total, maps)]
+        return [x / self.noise.draws for x in total] if self.noise.draws > 1 else total
+
+    @contextlib.contextmanager
+    def _precision(self, device: str) -> Iterator[None]:
+        """None: as the surroundings are. A frozen low-precision network needs no autocast; a trained one runs under it."""
+        if self.amp_dtype is None:
+            yield
+            return
+        autocast = self.trains_network and self.amp_dtype != torch.float32
+        with torch.autocast(device, dtype=self.amp_dtype if autocast else None, enabled=autocast):
+            yield
+
+    def extra_repr(self) -> str:
+        return (
+            f'taps={self.taps}, timesteps={self.timesteps}, noise={self.noise}, '
+            f'weights={self.denoiser.fingerprint}, out_channels={self.out_channels}, out_strides={self.out_strides}'
+        )
+
+
+def _build_denoiser(denoiser: Mapping[str, Any] | Denoiser, taps: Sequence[str]) -> Denoiser:
+    if isinstance(denoiser, Denoiser):
+        denoiser.cut(taps)
+        return denoiser
+    return MODELS.build(dict(denoiser, keep_taps=list(taps)))
+
+
+def _ordered(denoiser: Denoiser, taps: Sequence[str]) -> list[str]:
+    """The taps as given; the same place twice is a mistake."""
+    canonical = [denoiser.tap(name) for name in taps]
+    if len(set(canonical)) < len(canonical):
+        raise ValueError(f'taps {list(taps)} name the same place twice: {[str(tap) for tap in canonical]}')
+    return [str(name) for name in taps]
+
+
+def _timesteps(denoiser: Denoiser, timesteps: float | Sequence[float]) -> list[float]:
+    listed = list(timesteps) if isinstance(timesteps, (list, tuple)) else [timesteps]
+    if not listed:
+        raise ValueError('timesteps is empty: give at least one, e.g. timesteps=50')
+    for t in listed:
+        denoiser.schedule.check_timesteps(torch.full((1,), t))
+    return listed
+
+
+def _set_up(
+    denoiser: Denoiser,
+    taps: Sequence[str],
+    trainable: bool | Sequence[str],
+    with_cp: bool,
+    dtype: str | None,
+    channels_last: bool,
+) -> torch.dtype | None:
+    """Set what is trained, precision, memory format and checkpointing of the network."""
+    network = denoiser.network
+    network.requires_grad_(False)
+    parts = [''] if trainable is True else list(trainable or [])
+    for path in parts:
+        find_module(network, path).requires_grad_(True)
+    if parts:
+        # no activation depends on these; DDP would wait for their gradients
+        for name in denoiser.unused_parameters(taps):
+            network.get_parameter(name).requires_grad_(False)
+    amp_dtype = DTYPES[dtype] if dtype else None
+    if amp_dtype is not None and not parts:
+        network.to(amp_dtype)
+    if channels_last:
+        network.to(memory_format=torch.channels_last)
+    if with_cp:
+        denoiser.set_checkpointing(True)
+    return amp_dtype
+
+
+def _build_adapter(adapter: Mapping[str, Any] | None, infos: Sequence[Any]) -> nn.Module | None:
+    if adapter is None:
+        return None
+    given = sorted({'in_channels', 'in_strides'} & set(adapter))
+    if given:
+        warnings.warn(
+            f'adapter: {given} are filled in from the taps inside DiffusionBackbone; what the config gives is not used',
+            stacklevel=2,
+        )
+    config = dict(
+        adapter,
+        in_channels=[info.channels for info in infos],
+        in_strides=[info.stride for info in infos],
+    )
+    try:
+        module = MODELS.build(config)
+    except TypeError as error:
+        raise ValueError(
+            f'adapter {adapter.get("type")!r} does not fit: {error}. An adapter takes in_channels and in_strides '
+            "and has out_channels and out_strides; this project's are 'mmdiffrep.StridePyramid' and 'mmdiffrep.ConcatUpsample'"
+        ) from error
+    if not hasattr(module, 'out_strides') or not hasattr(module, 'out_channels'):
+        raise ValueError(
+            f'adapter {adapter.get("type")!r} says no out_channels and out_strides: it is not an adapter. Use '
+            "'mmdiffrep.StridePyramid' or 'mmdiffrep.ConcatUpsample', or put it in the model's `neck`"
+        )
+    return module
+
+
+__all__ = ['DiffusionBackbone', 'map_size']
