@@ -26,7 +26,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 FAMILIES = ('adm', 'ddpmseg', 'gdc', 'ddae', 'dift')
 
@@ -50,7 +51,9 @@ class Block:
 
     name: str  # 'input_blocks.3', 'middle_block', 'output_blocks.5'
     level: int  # 0 is the finest
-    parts: tuple[tuple[str, str], ...]  # (kind, diffusers path); kind: 'conv', 'res', 'attn', 'resample'
+    parts: tuple[
+        tuple[str, str], ...
+    ]  # (kind, diffusers path); kind: 'conv', 'res', 'attn', 'resample'
 
     @property
     def input(self) -> str:
@@ -140,7 +143,7 @@ def _sided_aliases(unet_config: Mapping[str, Any]) -> dict[str, tuple[str, str]]
     for k, block in enumerate(ups):
         aliases[f'ddpmseg:{k}'] = aliases[f'dift:block.{k}'] = (block.input, block.output)
     inputs = len(adm) - len(ups) - ('adm:mid' in adm)
-    for k, (name, taps) in enumerate(adm.items()):
+    for k, taps in enumerate(adm.values()):
         # the middle block keeps its number where a network has none
         gap = 'adm:mid' not in adm and k >= inputs
         aliases[f'gdc:b{k + 1 + gap}'] = taps
