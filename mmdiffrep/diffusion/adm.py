@@ -156,8 +156,8 @@ def convert_adm_tensor(tensor: Tensor, entry: AdmKey) -> dict[str, Tensor]:
         return {entry.names[0]: tensor}
     if entry.how == 'qkv_by_head':  # rows: head 0's q, k, v, head 1's q, k, v …
         split = tensor.unflatten(0, (entry.heads, 3, -1)).unbind(1)
-        return {name: x.flatten(0, 1).contiguous() for name, x in zip(entry.names, split, strict=True)}
-    return dict(zip(entry.names, (x.contiguous() for x in tensor.chunk(3)), strict=True))
+        return {name: x.flatten(0, 1).clone() for name, x in zip(entry.names, split, strict=True)}
+    return dict(zip(entry.names, (x.clone() for x in tensor.chunk(3)), strict=True))
 
 
 def adm_reader(

@@ -200,7 +200,8 @@ def adm_to_diffusers_config(adm_config: Mapping[str, Any]) -> dict[str, Any]:
 
 def head_dim(adm: AdmSettings) -> int | None:
     """Channels of an attention head; None: one head, as wide as its level."""
-    widths = [w for level, w in enumerate(adm.widths) if adm.attends(level)] + [adm.widths[-1]]
+    widths = [w for level, w in enumerate(adm.widths) if adm.attends(level)]
+    widths = sorted({*widths, adm.widths[-1]})  # the middle block always attends
     given = f'num_heads={adm.num_heads}'
     if adm.num_head_channels != -1:
         given = f'num_head_channels={adm.num_head_channels}'
