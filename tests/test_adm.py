@@ -268,7 +268,9 @@ def oracle(state, x, t, head_channels=None, heads=None, y=None):
         b, c, *size = h.shape
         n = heads or c // head_channels
         qkv = F.conv1d(
-            norm(f'{name}.norm', h).flatten(2), state[f'{name}.qkv.weight'], state[f'{name}.qkv.bias']
+            norm(f'{name}.norm', h).flatten(2),
+            state[f'{name}.qkv.weight'],
+            state[f'{name}.qkv.bias'],
         )
         q, k, v = qkv.reshape(b * n, 3 * c // n, -1).split(c // n, 1)
         weight = torch.softmax(torch.einsum('bct,bcs->bts', q, k) / (c // n) ** 0.5, -1)
@@ -320,7 +322,9 @@ def last_part(state, k):
 
 
 def ends_level(state, k):
-    names = [key for key in state if key.startswith(f'output_blocks.{k}.') and key.split('.')[2] != '0']
+    names = [
+        key for key in state if key.startswith(f'output_blocks.{k}.') and key.split('.')[2] != '0'
+    ]
     return any('in_layers' in key or '.conv.' in key for key in names)
 
 
@@ -402,11 +406,17 @@ def test_missing_unknown_and_misshaped_parameters_are_named():
     without = {k: v for k, v in state.items() if k != key}
     with pytest.raises(ValueError, match=rf"'{key}' is missing"):
         convert(without)
-    with pytest.raises(ValueError, match=rf"is missing \(nearest there: \['{key}s'\]\).*'{key}s' is unknown"):
+    with pytest.raises(
+        ValueError, match=rf"is missing \(nearest there: \['{key}s'\]\).*'{key}s' is unknown"
+    ):
         convert(without | {f'{key}s': state[key]})
-    with pytest.raises(ValueError, match=rf"'{key}s' is unknown \(nearest in an ADM network like this: \['{key}'"):
+    with pytest.raises(
+        ValueError, match=rf"'{key}s' is unknown \(nearest in an ADM network like this: \['{key}'"
+    ):
         convert(state | {f'{key}s': state[key]})
-    with pytest.raises(ValueError, match=rf"'{key}' has shape \(192, 64\), expected \(192, 64, 1\)"):
+    with pytest.raises(
+        ValueError, match=rf"'{key}' has shape \(192, 64\), expected \(192, 64, 1\)"
+    ):
         convert(state | {key: state[key][..., 0]})
     with pytest.raises(ValueError, match="'time_embed.0.weight' is missing.*nearest.*time_embed"):
         convert({k: v for k, v in state.items() if k != 'time_embed.0.weight'})
@@ -423,7 +433,7 @@ def test_what_diffusers_cannot_express_is_said():
         config('one head', model_channels=64, channel_mult=[0.5, 1])
     with pytest.raises(ValueError, match='conv_resample=False'):
         config('convolutions resample', conv_resample=False)
-    with pytest.raises(ValueError, match=r"num_heads=2.*one width.*\[32, 64\]"):
+    with pytest.raises(ValueError, match=r'num_heads=2.*one width.*\[32, 64\]'):
         config('two heads', attention_resolutions=[1, 2, 4])
     with pytest.raises(ValueError, match=r'num_head_channels=64.*must divide.*\[32, 64\]'):
         config('convolutions resample', num_head_channels=64)

@@ -138,7 +138,9 @@ def test_other_names_pass_unchanged():
 
 @pytest.mark.parametrize('name', ['adm:out.18', 'adm:up.3', 'adm', 'adm:in', 'adm:mid:probs'])
 def test_unknown_aliases_list_the_valid_ones(name):
-    with pytest.raises(ValueError, match='no such block.*adm:in.0 … adm:in.17, adm:mid, adm:out.0 … adm:out.17; '):
+    with pytest.raises(
+        ValueError, match='no such block.*adm:in.0 … adm:in.17, adm:mid, adm:out.0 … adm:out.17; '
+    ):
         aliases.resolve_alias(name, ADM_256)
 
 
@@ -155,7 +157,9 @@ def test_each_papers_numbers_are_said(name, valid):
 
 def test_networks_that_are_not_adm_like_are_refused():
     config = dict(down_block_types=['SkipDownBlock2D'], up_block_types=['SkipUpBlock2D'])
-    with pytest.raises(ValueError, match="block type 'SkipDownBlock2D' is none of.*module path instead"):
+    with pytest.raises(
+        ValueError, match="block type 'SkipDownBlock2D' is none of.*module path instead"
+    ):
         aliases.resolve_alias('adm:mid', config)
 
 

@@ -52,7 +52,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         '--head-channels', type=int, default=64, help='channels of an attention head'
     )
     heads.add_argument(
-        '--heads', type=int, default=None, help='heads of every attention, instead of their channels'
+        '--heads',
+        type=int,
+        default=None,
+        help='heads of every attention, instead of their channels',
     )
     parser.add_argument(
         '--new-attention-order', action='store_true',
@@ -73,7 +76,9 @@ def convert(args: argparse.Namespace) -> Path:
     if not args.checkpoint.is_file():
         raise FileNotFoundError(f'{args.checkpoint}: no such file')
     if args.checkpoint.suffix not in WEIGHT_SUFFIXES:
-        raise ValueError(f'{args.checkpoint}: expected a file that ends in one of {WEIGHT_SUFFIXES}')
+        raise ValueError(
+            f'{args.checkpoint}: expected a file that ends in one of {WEIGHT_SUFFIXES}'
+        )
     if args.out.exists():
         if not args.overwrite:
             raise ValueError(f'{args.out} exists; choose another folder or give --overwrite')

@@ -1,1 +1,5 @@
 """Data sets and transforms."""
+
+from .images import ImageFolder
+
+__all__ = ['ImageFolder']

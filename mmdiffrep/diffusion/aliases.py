@@ -25,8 +25,8 @@ Each names the block's output; ``adm:out.5:in`` is its input (on the way up: aft
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 FAMILIES = ('adm', 'ddpmseg', 'gdc', 'ddae', 'dift')

@@ -1,5 +1,5 @@
 """Registered models: denoisers, adapters, backbones, pre-trainers."""
 
-from . import adapters, backbones, denoisers
+from . import adapters, backbones, denoisers, pretrainers
 
-__all__ = ['adapters', 'backbones', 'denoisers']
+__all__ = ["adapters", "backbones", "denoisers", "pretrainers"]

@@ -1,0 +1,5 @@
+"""Hooks."""
+
+from .hooks import RandomStateHook, SaveDiffusersHook
+
+__all__ = ['RandomStateHook', 'SaveDiffusersHook']
