@@ -1,4 +1,4 @@
-"""ADM checkpoints in diffusers' network: golden activations, the published names, an independent oracle, errors."""
+"""ADM checkpoints in diffusers' network: golden files, published names, an independent oracle."""
 
 import hashlib
 import importlib.util
@@ -81,7 +81,7 @@ def golden(request):
     return Golden(request.param)
 
 
-# --- golden files ---------------------------------------------------------------------------------------------------
+# --- golden files ---------------------------------------------------------------------------------
 
 
 def test_settings_are_read_from_shapes(golden):
@@ -187,7 +187,7 @@ def test_tool_writes_half_precision_and_replaces_only_its_own(tool, tmp_path, ca
     assert 'not replaced' in capsys.readouterr().err
 
 
-# --- the published 256² checkpoint ------------------------------------------------------------------------------------
+# --- the published 256² checkpoint ----------------------------------------------------------------
 
 
 @pytest.fixture(scope='module')
@@ -234,11 +234,11 @@ def test_published_blocks_have_the_papers_widths(published):
     assert aliases.resolve_alias('gdc:b37', config) == aliases.resolve_alias('ddpmseg:17', config)
 
 
-# --- an independent ADM, straight from its state dict -----------------------------------------------------------------
+# --- an independent ADM, straight from its state dict ---------------------------------------------
 
 
 def oracle(state, x, t, head_channels=None, heads=None, y=None):
-    """guided-diffusion's forward, read off the parameter names: every module is recognised by what it holds."""
+    """guided-diffusion's forward: every module is recognised by the parameters it holds."""
 
     def linear(name, h):
         return F.linear(h, state[f'{name}.weight'], state[f'{name}.bias'])
@@ -332,10 +332,12 @@ VARIANTS = {
     'convolutions resample': dict(resblock_updown=False, attention_resolutions=[2]),
     'no scale-shift': dict(use_scale_shift_norm=False, attention_resolutions=[1, 4]),
     'one head': dict(num_head_channels=-1, num_heads=1, attention_resolutions=[4]),
-    'two heads': dict(num_head_channels=-1, num_heads=2, attention_resolutions=[2, 4], channel_mult=[1, 2, 2]),
+    'two heads': dict(num_head_channels=-1, num_heads=2, attention_resolutions=[2, 4],
+                      channel_mult=[1, 2, 2]),
     'no attention levels': dict(attention_resolutions=[], num_res_blocks=2),
     'one level': dict(attention_resolutions=[1], channel_mult=[1]),
-    'classes': dict(attention_resolutions=[2], num_classes=3, out_channels=3, resblock_updown=False),
+    'classes': dict(attention_resolutions=[2], num_classes=3, out_channels=3,
+                    resblock_updown=False),
     'broad first level': dict(attention_resolutions=[1], channel_mult=[1, 3], num_res_blocks=3),
 }  # fmt: skip
 
@@ -386,13 +388,14 @@ def test_schedulers():
     config = variant('classes')
     assert adm.adm_scheduler_config(config, 'cosine')['beta_schedule'] == 'squaredcos_cap_v2'
     assert adm.adm_scheduler_config(config)['variance_type'] == 'fixed_large'
-    betas = diffusers.DDPMScheduler.from_config(adm.adm_scheduler_config(config, diffusion_steps=4000)).betas  # fmt: skip
+    scheduler = adm.adm_scheduler_config(config, diffusion_steps=4000)
+    betas = diffusers.DDPMScheduler.from_config(scheduler).betas
     assert len(betas) == 4000 and betas[0].item() == pytest.approx(2.5e-5)
     with pytest.raises(ValueError, match="'linear' and 'cosine'"):
         adm.adm_scheduler_config(config, 'sigmoid')
 
 
-# --- wrong checkpoints ------------------------------------------------------------------------------------------------
+# --- wrong checkpoints ----------------------------------------------------------------------------
 
 
 def convert(state, **options):

@@ -1,4 +1,4 @@
-"""Paper aliases on random networks: as many as ADM has blocks, and each names a module that is there."""
+"""Paper aliases on random networks: as many as ADM has blocks, each names an existing module."""
 
 import doctest
 
@@ -77,7 +77,7 @@ def test_aliases_name_the_blocks_of_any_network(config):
 @settings(max_examples=15, deadline=None)
 @given(unet_configs(), st.integers(1, 2))
 def test_adm_blocks_have_adms_skip_connections(config, batch):
-    """The k-th output block's input is as wide as the block before it and the skip it takes, last in first out."""
+    """An output block's input is the block before it and the skip it takes, last in, first out."""
     with torch.device('meta'):
         unet = diffusers.UNet2DModel(**config)
         divisor = 2 ** (len(config['down_block_types']) - 1)
@@ -125,6 +125,14 @@ def test_papers_off_by_ones_on_adm_256():
     assert resolve('adm:mid:out') == 'mid_block'
 
 
+def test_a_network_without_a_middle_keeps_the_numbers():
+    config = ADM_256 | dict(mid_block_type=None)
+    assert aliases.resolve_alias('gdc:b18', config) == aliases.resolve_alias('gdc:b18', ADM_256)
+    assert aliases.resolve_alias('gdc:b20', config) == aliases.resolve_alias('gdc:b20', ADM_256)
+    with pytest.raises(ValueError, match='no such block'):
+        aliases.resolve_alias('gdc:b19', config)
+
+
 def test_default_config_is_unet2dmodels():
     with torch.device('meta'):
         unet = diffusers.UNet2DModel()
@@ -139,7 +147,7 @@ def test_other_names_pass_unchanged():
 @pytest.mark.parametrize('name', ['adm:out.18', 'adm:up.3', 'adm', 'adm:in', 'adm:mid:probs'])
 def test_unknown_aliases_list_the_valid_ones(name):
     with pytest.raises(
-        ValueError, match='no such block.*adm:in.0 … adm:in.17, adm:mid, adm:out.0 … adm:out.17; '
+        ValueError, match='such block.*adm:in.0 … adm:in.17, adm:mid, adm:out.0 … adm:out.17; '
     ):
         aliases.resolve_alias(name, ADM_256)
 

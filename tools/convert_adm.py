@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write a guided-diffusion (ADM) checkpoint as a diffusers folder: unet/, scheduler/, model_index.json, README.md."""
+"""Write a guided-diffusion (ADM) checkpoint as a diffusers folder with a card."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ DTYPES = dict(fp16=torch.float16, fp32=torch.float32)
 CARD = """\
 # {name}
 
-A guided-diffusion (ADM) U-Net as a diffusers `UNet2DModel`, written by mmdiffrep's `tools/convert_adm.py`.
+A guided-diffusion (ADM) U-Net as a diffusers `UNet2DModel`, written by mmdiffrep's
+`tools/convert_adm.py`.
 
 * Source file: `{name}`, sha256 `{sha256}`
 * Weights: {parameters:,} in {dtype}
 * Output: {output}
 * Classes: {classes}
-* Settings (guided-diffusion's `UNetModel` arguments; attention_resolutions are downsampling factors):
+* Settings (arguments of guided-diffusion's `UNetModel`; attention_resolutions are downsampling
+  factors):
 
 ```json
 {settings}
@@ -83,11 +85,14 @@ def convert(args: argparse.Namespace) -> Path:
         if not args.overwrite:
             raise ValueError(f'{args.out} exists; choose another folder or give --overwrite')
         if not (args.out / 'model_index.json').is_file():
-            raise ValueError(f'{args.out} is no earlier conversion (it has no model_index.json); not replaced')  # fmt: skip
+            raise ValueError(
+                f'{args.out} is no earlier conversion (it has no model_index.json); not replaced'
+            )
     weights = WeightFile([args.checkpoint])
     if not adm.is_adm_state_dict(weights.keys()):
         raise ValueError(
-            f'{args.checkpoint} is no guided-diffusion U-Net: expected parameters under time_embed, input_blocks, '
+            f'{args.checkpoint} is no guided-diffusion U-Net: expected parameters under '
+            'time_embed, input_blocks, '
             f'middle_block and output_blocks, found {sorted(weights.keys())[:3]} …'
         )
     settings = adm.infer_adm_config(
@@ -107,7 +112,9 @@ def convert(args: argparse.Namespace) -> Path:
     return args.out
 
 
-def _write(folder: Path, weights: WeightFile, settings: Mapping[str, Any], args: argparse.Namespace) -> None:  # fmt: skip
+def _write(
+    folder: Path, weights: WeightFile, settings: Mapping[str, Any], args: argparse.Namespace
+) -> None:
     import diffusers
 
     state = {}

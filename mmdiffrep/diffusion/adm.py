@@ -1,7 +1,8 @@
 """guided-diffusion (ADM) checkpoints as diffusers' ``UNet2DModel``: which parameter goes where.
 
-The papers' networks need no second U-Net here: the same function, with the attentions' q, k and v split by head.
-Settings and their limits are in :mod:`mmdiffrep.diffusion.adm_settings`, whose functions can be had from here too.
+No second U-Net is needed: it is the same function, with the attentions' q, k and v split by head.
+Settings and their limits are in :mod:`mmdiffrep.diffusion.adm_settings`, whose functions can be
+imported from here too.
 """
 
 from __future__ import annotations
@@ -37,21 +38,27 @@ __all__ = [
     'is_adm_state_dict',
 ]
 
-_RES = {'in_layers.0': 'norm1', 'in_layers.2': 'conv1', 'emb_layers.1': 'time_emb_proj',
-        'out_layers.0': 'norm2', 'out_layers.3': 'conv2', 'skip_connection': 'conv_shortcut'}  # fmt: skip
+_RES = {
+    'in_layers.0': 'norm1',
+    'in_layers.2': 'conv1',
+    'emb_layers.1': 'time_emb_proj',
+    'out_layers.0': 'norm2',
+    'out_layers.3': 'conv2',
+    'skip_connection': 'conv_shortcut',
+}
 
 
 class AdmKey(NamedTuple):
     """Where one ADM parameter goes."""
 
     names: tuple[str, ...]  # in the UNet2DModel
-    how: str  # 'copy'; 'linear': a 1×1 Conv1d's weight; 'qkv_by_head', 'qkv_stacked': to be split in three
+    how: str  # 'copy'; 'linear': from a 1×1 Conv1d; 'qkv_by_head', 'qkv_stacked': split in three
     shape: tuple[int, ...]  # in the ADM checkpoint
     heads: int = 1
 
 
 def adm_key_map(adm_config: Mapping[str, Any]) -> dict[str, AdmKey]:
-    """ADM parameter name -> its names in the ``UNet2DModel``, how it gets there, its shape; in ADM's order."""
+    """ADM parameter name -> where it goes in the ``UNet2DModel``, in ADM's order."""
     adm = AdmSettings.read(adm_config)
     unet_config = adm_to_diffusers_config(adm_config)
     width = adm.model_channels
@@ -96,7 +103,9 @@ def _block(adm: AdmSettings, block: Block, width_in: int) -> Iterator[tuple[str,
         width_in = width
 
 
-def _res_block(adm: AdmSettings, name: str, path: str, width_in: int, width: int) -> Iterator[tuple[str, AdmKey]]:  # fmt: skip
+def _res_block(
+    adm: AdmSettings, name: str, path: str, width_in: int, width: int
+) -> Iterator[tuple[str, AdmKey]]:
     shapes = {
         'in_layers.0': (width_in,),
         'in_layers.2': (width, width_in, 3, 3),
@@ -121,7 +130,7 @@ def _attention(adm: AdmSettings, name: str, path: str, width: int) -> Iterator[t
 
 
 def check_adm_shapes(shapes: Mapping[str, tuple[int, ...]], key_map: Mapping[str, AdmKey]) -> None:
-    """Raise a ValueError unless a checkpoint has exactly the parameters and shapes that its settings ask for."""
+    """Raise a ValueError unless a checkpoint has exactly the expected parameters and shapes."""
     faults = [
         f'{key!r} is missing (nearest there: {_near(key, set(shapes) - set(key_map))})'
         for key in key_map if key not in shapes
@@ -137,8 +146,9 @@ def check_adm_shapes(shapes: Mapping[str, tuple[int, ...]], key_map: Mapping[str
     if faults:
         more = f'; and {len(faults) - 5} more' if len(faults) > 5 else ''
         raise ValueError(
-            f'ADM checkpoint does not fit the network that its shapes describe ({len(key_map)} parameters expected, '
-            f'{len(shapes)} given): {"; ".join(faults[:5])}{more}. Is the file complete and unchanged?'
+            f'ADM checkpoint does not fit the network that its shapes describe ({len(key_map)} '
+            f'parameters expected, {len(shapes)} given): {"; ".join(faults[:5])}{more}. '
+            'Is the file complete and unchanged?'
         )
 
 
@@ -161,8 +171,10 @@ def convert_adm_tensor(tensor: Tensor, entry: AdmKey) -> dict[str, Tensor]:
 
 
 def adm_reader(
-    read: Callable[[str], Tensor], shapes: Mapping[str, tuple[int, ...]], adm_config: Mapping[str, Any]
-) -> tuple[Callable[[str], Tensor], set[str]]:  # fmt: skip
+    read: Callable[[str], Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    adm_config: Mapping[str, Any],
+) -> tuple[Callable[[str], Tensor], set[str]]:
     """Read a checkpoint by the ``UNet2DModel``'s names, tensor by tensor.
 
     Args:
@@ -186,7 +198,7 @@ def adm_reader(
 def convert_adm_state_dict(
     state: Mapping[str, Tensor], adm_config: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """A whole ADM state dict as a ``UNet2DModel`` state dict (tensors are shared where they need no splitting).
+    """A whole ADM state dict as the ``UNet2DModel``'s; tensors that need no splitting are shared.
 
     Raises:
         ValueError: a parameter is missing, unknown or of another shape.

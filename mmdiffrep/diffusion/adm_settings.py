@@ -1,8 +1,9 @@
-"""Settings of guided-diffusion (ADM) networks: read from parameter shapes, told as diffusers configs.
+"""Settings of guided-diffusion (ADM) networks: from parameter shapes to diffusers configs.
 
 ADM: Dhariwal and Nichol, 2021, https://arxiv.org/abs/2105.05233; code (MIT):
-https://github.com/openai/guided-diffusion. An ADM config here is a dict of that code's ``UNetModel`` arguments; it is
-class-conditional if ``num_classes`` is set and has a learned variance if ``out_channels == 2 * in_channels``.
+https://github.com/openai/guided-diffusion. An ADM config here is a dict of that code's
+``UNetModel`` arguments; it is class-conditional if ``num_classes`` is set and has a learned
+variance if ``out_channels == 2 * in_channels``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# Linear betas, 1000 steps, epsilon, learned variance: as all published 128², 256² and 512² ADM models were trained.
+# How the published 128², 256² and 512² ADM models were trained
 ADM_SCHEDULER_CONFIG: dict[str, Any] = dict(
     _class_name='DDPMScheduler', num_train_timesteps=1000, beta_schedule='linear', beta_start=1e-4,
     beta_end=0.02, prediction_type='epsilon', variance_type='learned_range', clip_sample=True,
@@ -27,7 +28,7 @@ _PART_KINDS = dict(
 
 @dataclasses.dataclass(frozen=True)
 class AdmSettings:
-    """``UNetModel``'s arguments with its defaults; attention_resolutions are downsampling factors."""
+    """``UNetModel``'s arguments, its defaults; attention_resolutions are downsampling factors."""
 
     model_channels: int
     out_channels: int
@@ -51,7 +52,8 @@ class AdmSettings:
             return cls(**adm_config)
         except TypeError as error:
             raise ValueError(
-                f"ADM config {sorted(adm_config)} is not guided-diffusion's UNetModel arguments ({error}); "
+                f"ADM config {sorted(adm_config)} is not guided-diffusion's UNetModel arguments "
+                f'({error}); '
                 f'allowed: {allowed}, of which the first four are needed'
             ) from None
 
@@ -64,7 +66,7 @@ class AdmSettings:
 
 
 def is_adm_state_dict(keys: Iterable[str]) -> bool:
-    """Whether parameter names are those of guided-diffusion's ``UNetModel`` (a text-conditioned U-Net is none)."""
+    """Whether parameter names are those of ``UNetModel`` (a text-conditioned U-Net's are not)."""
     keys = list(keys)
     roots = {key.partition('.')[0] for key in keys}
     return {'time_embed', 'input_blocks', 'middle_block', 'output_blocks'} <= roots and not any(
@@ -83,9 +85,11 @@ def infer_adm_config(
 
     Args:
         shapes: parameter name -> shape.
-        num_head_channels: channels of an attention head. Shapes do not tell; published 256² models have 64.
+        num_head_channels: channels of an attention head, which shapes do not tell; published 256²
+            models have 64.
         num_heads: heads of every attention; if given, ``num_head_channels`` does not count.
-        use_new_attention_order: q, k, v are stacked before they are split into heads (published models: False).
+        use_new_attention_order: q, k, v are stacked before they are split into heads (published
+            models: False).
         image_size: the training images' side in pixels; only kept as the network's nominal size.
 
     Raises:
@@ -105,8 +109,8 @@ def infer_adm_config(
     layers = outputs // levels - 1  # ResBlocks a level on the way down
     if outputs % levels or inputs != outputs or layers < 1:
         raise ValueError(
-            f'{inputs} input and {outputs} output blocks with {len(resamplers)} upsamplers are no ADM network: it has as '
-            'many input as output blocks, levels × (res blocks + 1). Is the checkpoint complete?'
+            f'{inputs} input and {outputs} output blocks with {len(resamplers)} upsamplers are '
+            'no ADM network: it has as many input as output blocks, levels × (res blocks + 1). Is the checkpoint complete?'
         )
     firsts = [1 + level * (layers + 1) for level in range(levels)]  # a level's first ResBlock
     model_channels = _shape(shapes, 'time_embed.0.weight')[1]
@@ -149,7 +153,8 @@ def _shape(shapes: Mapping[str, tuple[int, ...]], key: str) -> tuple[int, ...]:
     if key not in shapes:
         near = difflib.get_close_matches(key, list(shapes), n=3, cutoff=0.3)
         raise ValueError(
-            f'ADM checkpoint: {key!r} is missing, without which its settings cannot be read; nearest names there: {near}'
+            f'ADM checkpoint: {key!r} is missing, without which its settings cannot be read; '
+            f'nearest names there: {near}'
         )
     return tuple(shapes[key])
 
@@ -163,18 +168,22 @@ def adm_to_diffusers_config(adm_config: Mapping[str, Any]) -> dict[str, Any]:
     adm = AdmSettings.read(adm_config)
     if adm.widths[0] != adm.model_channels:
         raise ValueError(
-            f'ADM with channel_mult={tuple(adm.channel_mult)}: UNet2DModel has as many time frequencies as first '
-            f'channels ({adm.widths[0]}), this network {adm.model_channels}. Use a model whose channel_mult starts with 1 '
+            f'ADM with channel_mult={tuple(adm.channel_mult)}: UNet2DModel has as many time '
+            f'frequencies as first channels ({adm.widths[0]}), this network {adm.model_channels}. '
+            'Use a model whose channel_mult starts with 1 '
             '(of the published ones, the 256² one does, the 512² one does not)'
         )
     if len(adm.widths) > 1 and not (adm.conv_resample or adm.resblock_updown):
         raise ValueError(
-            'ADM with conv_resample=False: UNet2DModel always resamples by ResBlocks or convolutions, never by pooling alone'
+            'ADM with conv_resample=False: UNet2DModel always resamples by ResBlocks or '
+            'convolutions, never by pooling alone'
         )
     if odd := [width for width in adm.widths if width % 32]:
         raise ValueError(f'ADM normalises in 32 groups; channels {odd} are not multiples of 32')
     resample = 'resnet' if adm.resblock_updown else 'conv'
-    plain = ('ResnetDownsampleBlock2D', 'ResnetUpsampleBlock2D') if adm.resblock_updown else ('DownBlock2D', 'UpBlock2D')  # fmt: skip
+    plain = ('DownBlock2D', 'UpBlock2D')
+    if adm.resblock_updown:
+        plain = ('ResnetDownsampleBlock2D', 'ResnetUpsampleBlock2D')
     attends = [adm.attends(level) for level in range(len(adm.widths))]
     return dict(
         sample_size=adm.image_size,
@@ -213,8 +222,9 @@ def head_dim(adm: AdmSettings) -> int | None:
     dim = max(dims)
     if len(dims) > 1 or dim < 1 or any(width % dim for width in widths):
         raise ValueError(
-            f'ADM with {given}: UNet2DModel has one width for all attention heads, which must divide the attention '
-            f"levels' channels {widths}. Give the model's own num_head_channels (or num_heads) and check them"
+            f'ADM with {given}: UNet2DModel has one width for all attention heads, which must '
+            f"divide the attention levels' channels {widths}. Give the model's own "
+            'num_head_channels (or num_heads)'
         )
     return dim
 
@@ -222,7 +232,7 @@ def head_dim(adm: AdmSettings) -> int | None:
 def adm_scheduler_config(
     adm_config: Mapping[str, Any], noise_schedule: str = 'linear', diffusion_steps: int = 1000
 ) -> dict[str, Any]:
-    """The diffusers scheduler of an ADM model; ``noise_schedule`` is 'linear' or 'cosine' (published 64² models).
+    """The diffusers scheduler of an ADM model; published 64² models have the 'cosine' schedule.
 
     Raises:
         ValueError: another noise schedule.

@@ -1,25 +1,27 @@
-"""Paper aliases: the names under which papers cite U-Net blocks, as taps of diffusers' ``UNet2DModel``.
+"""Paper aliases: papers' names for U-Net blocks, as taps of diffusers' ``UNet2DModel``.
 
-guided-diffusion (ADM) numbers the blocks of the way down and of the way up from 0. A block is a ResBlock with its
-attention, if it has one; on the way down ``conv_in`` and every downsampler are blocks of their own; on the way up an
-upsampler belongs to the block before it. For a network with L levels and n ResBlocks a level (ADM-256: L = 6, n = 2):
+guided-diffusion (ADM) numbers the blocks of the way down and of the way up from 0. A block is a
+ResBlock with its attention, if it has one; on the way down ``conv_in`` and every downsampler are
+blocks of their own; on the way up an upsampler belongs to the block before it. For a network with L
+levels and n ResBlocks a level (ADM-256: L = 6, n = 2):
 
-========================  ============================================================  ===================
-alias                     meaning                                                       valid numbers
-========================  ============================================================  ===================
-``adm:in.K``              input block K, from 0 (0 is ``conv_in``)                      0 … L(n+1) − 1
-``adm:mid``               middle block
-``adm:out.K``             output block K, from 0, after its upsampler                   0 … L(n+1) − 1
-``ddpmseg:K``             DDPM-Seg's block K: ``adm:out.K``                             0 … L(n+1) − 1
-``dift:block.K``          DIFT's block K of ADM: ``adm:out.K``                          0 … L(n+1) − 1
-``gdc:bN``                GDC, DifFormer, DifFeed: input blocks from 1, then the        1 … 2L(n+1) + 1
-                          middle, then the output blocks (ADM-256: 1–18, 19, 20–37)
-``ddae:out_k``            DDAE's k-th ResBlock of the way up, from 1, before any        1 … L(n+1)
-                          upsampler
-``dift:up.i``             DIFT's ``up_blocks[i]``, after its upsampler                  0 … L − 1
-========================  ============================================================  ===================
+==================  ======================================================  ==================
+alias               meaning                                                 numbers
+==================  ======================================================  ==================
+``adm:in.K``        input block K, from 0 (0 is ``conv_in``)                0 … L(n+1) − 1
+``adm:mid``         middle block
+``adm:out.K``       output block K, from 0, after its upsampler             0 … L(n+1) − 1
+``ddpmseg:K``       DDPM-Seg's block K: ``adm:out.K``                       0 … L(n+1) − 1
+``dift:block.K``    DIFT's block K of ADM: ``adm:out.K``                    0 … L(n+1) − 1
+``gdc:bN``          GDC, DifFormer, DifFeed: input blocks from 1, then      1 … 2L(n+1) + 1
+                    middle, output blocks (ADM-256: 1–18, 19, 20–37)
+``ddae:out_k``      DDAE's k-th ResBlock of the way up, from 1, before      1 … L(n+1)
+                    any upsampler
+``dift:up.i``       DIFT's ``up_blocks[i]``, after its upsampler            0 … L − 1
+==================  ======================================================  ==================
 
-Each names the block's output; ``adm:out.5:in`` is its input (on the way up: after the skip's concatenation).
+Each names the block's output; ``adm:out.5:in`` is its input (on the way up: after the skip's
+concatenation).
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ _ATTENTION = {
 
 @dataclass(frozen=True)
 class Block:
-    """One guided-diffusion block: its ADM module name, level, and parts in the order of execution."""
+    """One guided-diffusion block, with its parts in the order of execution."""
 
     name: str  # 'input_blocks.3', 'middle_block', 'output_blocks.5'
     level: int  # 0 is the finest
@@ -69,7 +71,7 @@ class Block:
 
 
 def adm_blocks(unet_config: Mapping[str, Any]) -> list[Block]:
-    """The network of a ``UNet2DModel`` config as guided-diffusion's blocks, in the order of execution.
+    """A ``UNet2DModel`` config as guided-diffusion's blocks, in the order of execution.
 
     Raises:
         ValueError: a block type that is not made of ResBlocks, attentions and one resampler.
@@ -104,7 +106,8 @@ def _has_attention(kind: str) -> bool:
     if name not in _ATTENTION:
         raise ValueError(
             f'paper aliases number the blocks of ADM-like networks; block type {kind!r} is none of '
-            f'{sorted(_ATTENTION)}. Name the tap by its module path instead (tools/list_taps.py prints them)'
+            f'{sorted(_ATTENTION)}. Name the tap by its module path instead (tools/list_taps.py '
+            'prints them)'
         )
     return _ATTENTION[name]
 
@@ -168,9 +171,9 @@ def is_alias(name: str) -> bool:
 def resolve_alias(name: str, unet_config: Mapping[str, Any]) -> str:
     """The tap that a paper alias names in a network; names without a paper's prefix pass unchanged.
 
-    >>> config = dict(down_block_types=['DownBlock2D'] * 2, up_block_types=['UpBlock2D'] * 2, layers_per_block=1)
+    >>> config = dict(down_block_types=['DownBlock2D'] * 2, up_block_types=['UpBlock2D'] * 2)
     >>> resolve_alias('adm:out.1', config), resolve_alias('adm:out.1:in', config)
-    ('up_blocks.0.upsamplers.0', 'up_blocks.0.resnets.1:in')
+    ('up_blocks.0.resnets.1', 'up_blocks.0.resnets.1:in')
 
     Raises:
         ValueError: the network has no such block.
