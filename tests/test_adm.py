@@ -428,6 +428,26 @@ def test_missing_unknown_and_misshaped_parameters_are_named():
         convert(without_block)
 
 
+def test_any_fault_in_any_parameter_is_found():
+    golden = Golden('classcond')
+    shapes = shapes_of(golden.state)
+
+    def fit(changed):
+        config = adm.infer_adm_config(changed, **golden.options)
+        adm.check_adm_shapes(changed, adm.adm_key_map(config))
+
+    fit(shapes)
+    for key, shape in shapes.items():
+        if key != 'label_emb.weight':  # without it, it is a complete unconditional network
+            with pytest.raises(ValueError, match='ADM'):
+                fit({k: s for k, s in shapes.items() if k != key})
+        for wrong in ((), shape[:-1], (*shape, 2), (shape[0] + 1, *shape[1:])):
+            if key == 'label_emb.weight' and len(wrong) == 2:
+                continue  # another number of classes
+            with pytest.raises(ValueError, match='ADM'):
+                fit(shapes | {key: wrong})
+
+
 def test_what_diffusers_cannot_express_is_said():
     def config(name, **changes):
         return adm.adm_to_diffusers_config(variant(name) | changes)

@@ -110,7 +110,8 @@ def infer_adm_config(
     if outputs % levels or inputs != outputs or layers < 1:
         raise ValueError(
             f'{inputs} input and {outputs} output blocks with {len(resamplers)} upsamplers are '
-            'no ADM network: it has as many input as output blocks, levels × (res blocks + 1). Is the checkpoint complete?'
+            'no ADM network: it has as many input as output blocks, levels × (res blocks + 1). '
+            'Is the checkpoint complete?'
         )
     firsts = [1 + level * (layers + 1) for level in range(levels)]  # a level's first ResBlock
     model_channels = _shape(shapes, 'time_embed.0.weight')[1]
@@ -127,7 +128,7 @@ def infer_adm_config(
         channel_mult=tuple(
             w // model_channels if w % model_channels == 0 else w / model_channels for w in widths
         ),
-        num_classes=shapes['label_emb.weight'][0] if 'label_emb.weight' in shapes else None,
+        num_classes=_shape(shapes, 'label_emb.weight')[0] if 'label_emb.weight' in shapes else None,
         num_heads=num_heads or 1,
         num_head_channels=-1 if num_heads else num_head_channels,
         use_scale_shift_norm=_shape(shapes, 'input_blocks.1.0.emb_layers.1.weight')[0]
@@ -155,6 +156,10 @@ def _shape(shapes: Mapping[str, tuple[int, ...]], key: str) -> tuple[int, ...]:
         raise ValueError(
             f'ADM checkpoint: {key!r} is missing, without which its settings cannot be read; '
             f'nearest names there: {near}'
+        )
+    if len(shapes[key]) < 2:
+        raise ValueError(
+            f'ADM checkpoint: {key!r} has shape {tuple(shapes[key])}, expected a matrix'
         )
     return tuple(shapes[key])
 
