@@ -241,11 +241,11 @@ def test_edm_sampled_sigmas_are_lognormal_and_in_range():
 
 
 def test_edm_config_round_trip():
-    schedule = EDMSchedule(sigma_min=0.01, sigma_max=50, sigma_data=0.3, p_mean=-0.4, p_std=1.0)
-    config = json.loads(json.dumps(schedule.to_config()))
+    given = {'sigma_min': 0.01, 'sigma_max': 50, 'sigma_data': 0.3, 'p_mean': -0.4, 'p_std': 1.0}
+    config = json.loads(json.dumps(EDMSchedule(**given).to_config()))
+    assert config == {'_class_name': 'EDMSchedule', **given}
     again = build_schedule(config)
-    assert isinstance(again, EDMSchedule)
-    assert again.to_config() == schedule.to_config() == config
+    assert isinstance(again, EDMSchedule) and again.to_config() == config
 
 
 # ---- both ----------------------------------------------------------------------------------------
@@ -304,12 +304,13 @@ def test_every_image_has_its_own_timestep(name):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_the_network_gets_the_dtype_of_the_image(name, dtype):
     schedule = BOTH[name]
-    t = schedule.example_timesteps(2)
+    t = schedule.sample_timesteps(2, torch.Generator().manual_seed(0))
     x0, noise = images(2, 0, dtype), images(2, 1, dtype)
     x_t = schedule.add_noise(x0, noise, t)
     assert x_t.dtype == schedule.network_input(x_t, t).dtype == dtype
     exact = schedule.add_noise(x0.double(), noise.double(), t)
-    torch.testing.assert_close(x_t, exact.to(dtype))  # rounded once, at the end
+    half_step = torch.finfo(dtype).eps / 2  # rounded once, at the end
+    torch.testing.assert_close(x_t.double(), exact, rtol=1.01 * half_step, atol=1e-6)
 
 
 @pytest.mark.parametrize('name', BOTH)
