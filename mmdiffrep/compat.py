@@ -182,7 +182,7 @@ def environment_warnings() -> list[str]:
 
 def _torchvision_mismatch() -> str | None:
     """torchvision 0.(n + 15) is made for torch 2.n."""
-    found = _version('torchvision')
+    found = package_version('torchvision')
     if found is None:
         return None
     torch_2 = re.match(r'2\.(\d+)', torch.__version__)
@@ -205,7 +205,7 @@ def _mmcv_mismatches() -> list[str]:
     """What mmseg and mmdet assert when they are imported, read from their sources (forks have other bounds)."""
     from mmengine.utils import digit_version
 
-    found = _version('mmcv')
+    found = package_version('mmcv')
     messages = []
     for toolkit in ('mmseg', 'mmdet'):
         source = _source(toolkit, '__init__.py')
@@ -215,7 +215,7 @@ def _mmcv_mismatches() -> list[str]:
         cure = f"pip install 'mmcv-lite<{upper[1]}', or mmcv of that version with its compiled ops"
         if found is None:
             messages.append(f'{toolkit} needs mmcv, which is not installed. Run: {cure}')
-        elif digit_version(found) >= digit_version(upper[1]):
+        elif digitpackage_version(found) >= digitpackage_version(upper[1]):
             messages.append(
                 f'{toolkit} refuses mmcv {found}; it allows mmcv < {upper[1]}. Run: {cure}'
             )
@@ -223,19 +223,19 @@ def _mmcv_mismatches() -> list[str]:
 
 
 def _mmpretrain_mismatch() -> str | None:
-    found = _version('transformers')
+    found = package_version('transformers')
     if not _source('mmpretrain', '__init__.py') or found is None or int(found.split('.')[0]) < 5:
         return None
     return (
-        f'mmpretrain {_version("mmpretrain")} does not import with transformers {found}, and mmdet imports '
+        f'mmpretrain {package_version("mmpretrain")} does not import with transformers {found}, and mmdet imports '
         "it when it is there. Run: pip uninstall mmpretrain (or pip install 'transformers<5')"
     )
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
     """The version of an importable package, whatever the distribution it came from is called."""
     source = _source(package, 'version.py') or _source(package, '__init__.py')
-    found = re.search(r"^__version__ = ['\"]([^'\"]+)['\"]", source, re.MULTILINE)
+    found = re.search(r"^(?:__|opencv_)?version(?:__)? = ['\"]([^'\"]+)['\"]", source, re.MULTILINE)
     return found[1] if found else None
 
 

@@ -1,0 +1,71 @@
+#!/usr/bin/env python
+"""Train what a config describes, in any default scope (mmseg, mmdet, mmengine)."""
+
+from __future__ import annotations
+
+import argparse
+
+import mmdiffrep  # noqa: F401  before the toolkits, so that they work with mmcv-lite
+from mmdiffrep import compat
+from mmdiffrep.utils import cli
+
+AMP_TYPES = {'fp16': ('float16', 'dynamic'), 'bf16': ('bfloat16', 1.0)}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue from CHECKPOINT, or from the last one in the work dir',
+    )
+    parser.add_argument(
+        '--amp',
+        nargs='?',
+        const='fp16',
+        choices=sorted(AMP_TYPES),
+        help='mixed precision (fp16 unless said otherwise); needs an accelerator',
+    )
+    cli.add_arguments(parser)
+    return parser
+
+
+def prepare(args: argparse.Namespace):
+    """The config to train. Raises: ValueError, FileNotFoundError with the cure."""
+    cfg = cli.read_config(args)
+    if 'train_dataloader' not in cfg:
+        raise ValueError(f'{args.config} has no train_dataloader: there is nothing to train')
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else cli.existing_checkpoint(args.resume)
+    if args.amp is not None:
+        use_amp(cfg, args.amp)
+    return cfg
+
+
+def use_amp(cfg, precision: str) -> None:
+    """Train in mixed precision: 'fp16' or 'bf16'."""
+    if not compat.has_accelerator():
+        raise ValueError(
+            f'--amp {precision} needs an accelerator, and torch finds none here. Leave --amp out to train on the CPU'
+        )
+    wrapper = cfg.optim_wrapper
+    kind = cli.type_name({'type': 'OptimWrapper', **wrapper})
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ValueError(
+            f'--amp works with an optim_wrapper of type OptimWrapper, but the config has {kind}'
+        )
+    wrapper.type = 'mmengine.AmpOptimWrapper'
+    wrapper.dtype, wrapper.loss_scale = AMP_TYPES[precision]
+
+
+def main(argv: list[str] | None = None) -> None:
+    cfg = cli.prepared(make_parser(), prepare, argv)
+    cli.build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
