@@ -215,7 +215,7 @@ def _mmcv_mismatches() -> list[str]:
         cure = f"pip install 'mmcv-lite<{upper[1]}', or mmcv of that version with its compiled ops"
         if found is None:
             messages.append(f'{toolkit} needs mmcv, which is not installed. Run: {cure}')
-        elif digitpackage_version(found) >= digitpackage_version(upper[1]):
+        elif digit_version(found) >= digit_version(upper[1]):
             messages.append(
                 f'{toolkit} refuses mmcv {found}; it allows mmcv < {upper[1]}. Run: {cure}'
             )
