@@ -6,7 +6,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    TCDScheduler,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -94,6 +102,13 @@ def test_every_vp_sampler_config_gives_its_own_alphas(scheduler, name):
     for ours in (build_schedule(stored), DiscreteSchedule.from_diffusers(theirs)):
         assert torch.equal(ours.alphas_cumprod, theirs.alphas_cumprod)
         assert ours.prediction == 'v_prediction'
+
+
+@pytest.mark.parametrize('scheduler', [LCMScheduler, TCDScheduler, HeunDiscreteScheduler])
+def test_a_scheduler_keeps_default_betas_that_are_not_those_of_ddpm(scheduler):
+    theirs = scheduler()
+    ours = DiscreteSchedule.from_diffusers(theirs)
+    assert torch.equal(ours.alphas_cumprod, theirs.alphas_cumprod)
 
 
 # ---- discrete schedules against formulas and hand-made values ------------------------------------
@@ -353,7 +368,7 @@ def test_timesteps_inside_pass():
     EDMSchedule().check_timesteps(torch.tensor([0.002, 80.0]))
 
 
-@pytest.mark.parametrize('sigma', [0.0, -1.0, 0.001, 81.0, 250.0, float('inf')])
+@pytest.mark.parametrize('sigma', [0.0, -1.0, 0.001, 81.0, 250.0, float('inf'), float('nan')])
 def test_edm_sigma_outside(sigma):
     with pytest.raises(ValueError, match=r'allowed: 0\.002 to 80.*noise level sigma'):
         EDMSchedule().check_timesteps(torch.tensor([sigma]))
@@ -375,9 +390,19 @@ def test_unknown_beta_schedule_names_the_allowed():
         build_schedule(dict(beta_schedule='cubic'))
 
 
-@pytest.mark.parametrize('kind', ['FlowMatchEulerDiscreteScheduler', 'EDMEulerScheduler'])
+@pytest.mark.parametrize(
+    'kind',
+    [
+        'FlowMatchEulerDiscreteScheduler',
+        'FlowMatchHeunDiscreteScheduler',
+        'EDMEulerScheduler',
+        'ScoreSdeVeScheduler',
+        'CMStochasticIterativeScheduler',
+        'CogVideoXDDIMScheduler',
+    ],
+)
 def test_schedulers_that_are_not_vp_are_refused(kind):
-    with pytest.raises(ValueError, match=f'{kind} is not variance-preserving; supported'):
+    with pytest.raises(ValueError, match=f'{kind} is not known to be variance-preserving; supported'):
         build_schedule(dict(_class_name=kind))
 
 

@@ -12,6 +12,13 @@ import torch
 from torch import Tensor
 
 PREDICTIONS = ('epsilon', 'sample', 'v_prediction')
+# diffusers schedulers whose training noise is that of DDPMScheduler with the same betas
+VP_SCHEDULERS = frozenset(
+    ['DDIMInverse', 'DDIMParallel', 'DDIM', 'DDPMParallel', 'DDPM', 'DEISMultistep', 'DPMSolverMultistep']
+    + ['DPMSolverMultistepInverse', 'DPMSolverSDE', 'DPMSolverSinglestep', 'EulerAncestralDiscrete']
+    + ['EulerDiscrete', 'HeunDiscrete', 'KDPM2AncestralDiscrete', 'KDPM2Discrete', 'LCM', 'LMSDiscrete']
+    + ['PNDM', 'RePaint', 'SASolver', 'TCD', 'UnCLIP', 'UniPCMultistep']
+)
 
 
 def _column(value: Tensor, like: Tensor) -> Tensor:
@@ -84,7 +91,8 @@ class DiscreteSchedule(NoiseSchedule):
         config = dict(getattr(config, 'config', config))
         try:
             scheduler = DDPMScheduler.from_config(
-                {key: value for key, value in config.items() if key != '_class_name'}
+                # '_use_default_values' would swap a scheduler's own default betas for DDPM's
+                {key: value for key, value in config.items() if not key.startswith('_')}
             )
         except NotImplementedError as error:
             raise ValueError(
@@ -164,7 +172,8 @@ class EDMSchedule(NoiseSchedule):
 
     def check_timesteps(self, t: Tensor) -> None:
         value = t.detach().float()
-        if bool((value < self.sigma_min).any()) or bool((value > self.sigma_max).any()):
+        inside = (value >= self.sigma_min) & (value <= self.sigma_max)  # False for nan
+        if not bool(inside.all()):
             raise ValueError(
                 f'sigmas {sorted(set(value.flatten().tolist()))} are outside the schedule; allowed: '
                 f'{self.sigma_min} to {self.sigma_max} (for EDM, a timestep is the noise level sigma)'
@@ -216,9 +225,9 @@ def build_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     kind = config.get('_class_name', 'DDPMScheduler')
     if kind == 'EDMSchedule':
         return EDMSchedule(**{k: v for k, v in config.items() if not k.startswith('_')})
-    if kind in ('FlowMatchEulerDiscreteScheduler', 'EDMEulerScheduler', 'EDMDPMSolverMultistepScheduler'):
+    if kind.removesuffix('Scheduler') not in VP_SCHEDULERS:
         raise ValueError(
-            f'scheduler {kind} is not variance-preserving; supported: discrete VP schedulers (DDPM, DDIM, PNDM, Euler, …) '
+            f'scheduler {kind} is not known to be variance-preserving; supported: discrete VP schedulers (DDPM, DDIM, PNDM, Euler, …) '
             "and dict(_class_name='EDMSchedule', …)"
         )
     return DiscreteSchedule.from_diffusers(config)
