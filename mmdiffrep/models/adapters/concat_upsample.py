@@ -24,7 +24,8 @@ class ConcatUpsample(BaseModule):
         stride: of the map; default the finest tap's.
         out_channels: project to so many channels (1×1 convolution, GroupNorm, ReLU); default: leave them as they are, and
             nothing in here is trained.
-        normalize: scale each tap's vector at each place to unit length first, so that no tap drowns the others.
+        normalize: so that no tap drowns the others: ``'unit'`` scales each tap's vector at each place to the length
+            sqrt(channels); ``'batch'`` is batch normalisation without trained parameters, as in linear probes.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class ConcatUpsample(BaseModule):
         in_strides: Sequence[float],
         stride: float | None = None,
         out_channels: int | None = None,
-        normalize: bool = False,
+        normalize: str | None = None,
         groups: int = 32,
         init_cfg: dict | None = None,
     ) -> None:
@@ -47,8 +48,11 @@ class ConcatUpsample(BaseModule):
             raise ValueError(f'stride must be positive, got {stride}')
         self.in_channels, self.in_strides = list(in_channels), list(in_strides)
         self.stride = min(in_strides) if stride is None else stride
+        if normalize not in (None, 'unit', 'batch'):
+            raise ValueError(f"normalize={normalize!r} is unknown; allowed: None, 'unit', 'batch'")
         self.normalize = normalize
         total = sum(in_channels)
+        self.norm = nn.BatchNorm2d(total, affine=False) if normalize == 'batch' else nn.Identity()
         self.projection = (
             nn.Identity()
             if out_channels is None
@@ -71,9 +75,9 @@ class ConcatUpsample(BaseModule):
         size = map_size(image_size, self.stride)
         maps = []
         for x in features:
-            if self.normalize:
+            if self.normalize == 'unit':
                 x = F.normalize(x, dim=1) * math.sqrt(x.shape[1])
             if x.shape[-2:] != size:
                 x = F.interpolate(x, size=size, mode='bilinear', align_corners=False)
             maps.append(x)
-        return (self.projection(torch.cat(maps, dim=1)),)
+        return (self.projection(self.norm(torch.cat(maps, dim=1))),)

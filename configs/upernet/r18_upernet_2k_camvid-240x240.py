@@ -1,0 +1,12 @@
+_base_ = [
+    '../_base_/models/upernet.py',
+    '../_base_/models/r18-backbone.py',
+    '../_base_/datasets/camvid-240x240.py',
+    '../_base_/schedules/schedule_2k.py',
+    '../_base_/default_runtime.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=_base_.backbone,
+    decode_head=dict(in_channels=[64, 128, 256, 512], num_classes=_base_.num_classes),
+)

@@ -1,0 +1,69 @@
+"""Semantic segmentation data sets for mmseg: a folder of images and masks, ToyScenes, CamVid; all with few-label subsets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from mmseg.datasets import BaseSegDataset
+
+from mmdiffrep.registry import DATASETS
+
+from .toyscenes.classes import SEMANTIC_CLASSES, SEMANTIC_PALETTE
+
+
+@DATASETS.register_module()
+class SegFolder(BaseSegDataset):
+    """mmseg's BaseSegDataset, of which a seeded subset can be taken.
+
+    Args:
+        num_labels: so many images, drawn without repetition; None: all.
+        subset_seed: which ones. The subset of N is part of the subset of N + 1.
+    """
+
+    def __init__(self, num_labels: int | None = None, subset_seed: int = 0, **kwargs: Any) -> None:
+        self.num_labels, self.subset_seed = num_labels, subset_seed
+        kwargs.setdefault('reduce_zero_label', False)
+        super().__init__(**kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        records = super().load_data_list()
+        if not records:
+            raise FileNotFoundError(
+                f'no images ending in {self.img_suffix!r} in {self.data_prefix.get("img_path")}. '
+                'Set data_root to where the data is (ToyScenes: python tools/make_toyscenes.py)'
+            )
+        if self.num_labels is None:
+            return records
+        if not 0 < self.num_labels <= len(records):
+            raise ValueError(
+                f'num_labels={self.num_labels} was asked of {len(records)} labelled images; allowed: 1 to {len(records)}'
+            )
+        chosen = np.random.default_rng(self.subset_seed).permutation(len(records))
+        return [records[i] for i in sorted(chosen[: self.num_labels])]
+
+
+@DATASETS.register_module()
+class ToyScenesDataset(SegFolder):
+    """ToyScenes' semantic labels: seven textures and six shapes."""
+
+    METAINFO = dict(classes=SEMANTIC_CLASSES, palette=SEMANTIC_PALETTE)
+
+    def __init__(self, img_suffix: str = '.png', seg_map_suffix: str = '.png', **kwargs: Any) -> None:
+        super().__init__(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, **kwargs)
+
+
+@DATASETS.register_module()
+class CamVidDataset(SegFolder):
+    """CamVid (Brostow et al. 2009) with the usual 11 classes; 255 is not labelled."""
+
+    METAINFO = dict(
+        classes=(
+            'sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign symbol', 'fence', 'car', 'pedestrian',
+            'bicyclist',
+        ),
+        palette=[
+            [128, 128, 128], [128, 0, 0], [192, 192, 128], [128, 64, 128], [60, 40, 222], [128, 128, 0],
+            [192, 128, 128], [64, 64, 128], [64, 0, 128], [64, 64, 0], [0, 128, 192],
+        ],
+    )  # fmt: skip
