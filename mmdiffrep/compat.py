@@ -131,12 +131,11 @@ def prepare_cpu_ddp(cfg: Any) -> None:
         return
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
-    if cfg.get('model_wrapper_cfg') is None:
-        cfg.model_wrapper_cfg = dict(
-            type='mmengine.MMDistributedDataParallel',
-            broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False),
-        )
+    cfg.model_wrapper_cfg = dict(
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    ) | (cfg.get('model_wrapper_cfg') or {})
 
 
 def has_accelerator() -> bool:

@@ -56,21 +56,21 @@ def write_predictions(cfg, path: str) -> None:
 def draw_predictions(cfg, folder: str) -> None:
     """Switch on the toolkit's drawing of every prediction."""
     scope = cfg.get('default_scope', 'mmengine')
-    hooks = cfg.setdefault('default_hooks', {})
+    hooks = cfg.get('default_hooks', {})
     if scope not in DRAWING and 'visualization' not in hooks:
         raise ValueError(
             f'--show-dir knows how to draw for default_scope {sorted(DRAWING)}, not {scope!r}. '
             'Give the config a default_hooks.visualization and a visualizer'
         )
     hook_type, visualizer_type = DRAWING.get(scope, (None, None))
-    hook = hooks.setdefault('visualization', dict(type=hook_type))
-    hook['draw'] = True
+    hook = {'type': hook_type, **hooks.get('visualization', {}), 'draw': True, 'interval': 1}
     if cli.type_name(hook) == 'DetVisualizationHook':
         hook['test_out_dir'] = folder
-    if cfg.get('visualizer') is None:
-        cfg.visualizer = dict(type=visualizer_type, name='visualizer')
-    cfg.visualizer.setdefault('vis_backends', [dict(type='mmengine.LocalVisBackend')])
-    cfg.visualizer.save_dir = folder
+    cfg.default_hooks = dict(hooks, visualization=hook)
+    visualizer = dict(
+        type=visualizer_type, name='visualizer', vis_backends=[dict(type='LocalVisBackend')]
+    )
+    cfg.visualizer = {**visualizer, **cfg.get('visualizer', {}), 'save_dir': folder}
 
 
 def main(argv: list[str] | None = None) -> None:
