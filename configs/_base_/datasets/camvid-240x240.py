@@ -3,14 +3,14 @@ dataset_type = 'mmdiffrep.CamVidDataset'
 data_root = 'data/camvid'
 crop_size = (240, 240)
 train_pipeline = [
-    dict(type='mmseg.LoadImageFromFile'),
+    dict(type='LoadImageFromFile'),
     dict(type='mmseg.LoadAnnotations'),
     dict(type='mmseg.RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
-    dict(type='mmseg.RandomFlip', prob=0.5),
+    dict(type='RandomFlip', prob=0.5),
     dict(type='mmseg.PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='mmseg.LoadImageFromFile'),
+    dict(type='LoadImageFromFile'),
     dict(type='mmseg.LoadAnnotations'),
     dict(type='mmseg.PackSegInputs'),
 ]

@@ -2,13 +2,13 @@
 dataset_type = 'mmdiffrep.ToyScenesDataset'
 data_root = 'data/toyscenes-64'
 train_pipeline = [
-    dict(type='mmseg.LoadImageFromFile'),
+    dict(type='LoadImageFromFile'),
     dict(type='mmseg.LoadAnnotations'),
-    dict(type='mmseg.RandomFlip', prob=0.5),
+    dict(type='RandomFlip', prob=0.5),
     dict(type='mmseg.PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='mmseg.LoadImageFromFile'),
+    dict(type='LoadImageFromFile'),
     dict(type='mmseg.LoadAnnotations'),
     dict(type='mmseg.PackSegInputs'),
 ]
