@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Mapping, Sequence
@@ -24,7 +26,7 @@ class ImageFolder(Dataset):
     """Random crops of unlabelled images: ``dict(inputs=uint8 tensor (3, size, size), BGR)``.
 
     Args:
-        sources: folders or ``.zip`` files, read recursively in the order of their names; or
+        sources: folders or zip files, read recursively in the order of their names; or
             ``dict(path=…, short_side=(low, high), repeat=1)`` with settings of their own.
         size: side of the crop in pixels.
         short_side: an image's short side is resized to a number of pixels drawn from this range, then cropped; default:
@@ -49,34 +51,36 @@ class ImageFolder(Dataset):
     ) -> None:
         if on_error not in ('raise', 'skip'):
             raise ValueError(f"on_error={on_error!r} is unknown; allowed: 'raise', 'skip'")
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f'size={size!r} does not fit: allowed is a whole number of pixels, at least 1')
         self.size, self.flip, self.on_error, self.random = size, flip, on_error, random
         self.items: list[tuple[str, str, tuple[int, int]]] = []  # (source, member, short side's range)
-        weights: list[int] = []
-        for source in [sources] if isinstance(sources, (str, Mapping)) else sources:
-            source = dict(source) if isinstance(source, Mapping) else dict(path=source)
-            sides = tuple(source.get('short_side') or short_side or (size, size))
-            if len(sides) != 2 or not size <= sides[0] <= sides[1]:
-                raise ValueError(
-                    f'short_side={sides} does not fit: allowed is (low, high) with size={size} <= low <= high'
-                )
-            members = list_images(source['path'])[:max_images]
-            self.items += [(str(source['path']), member, sides) for member in members]
-            weights += [source.get('repeat', 1)] * len(members)
-        self._zips: dict[str, zipfile.ZipFile] = {}
+        self.index: list[int] = []  # what is drawn from: an item as often as it is repeated
+        for source in [sources] if isinstance(sources, (str, Path, Mapping)) else sources:
+            path, sides, repeat = _settings(source, short_side, size)
+            members = list_images(path)[:max_images]
+            numbers = range(len(self.items), len(self.items) + len(members))
+            self.index += [i for i in numbers for _ in range(repeat)]
+            self.items += [(path, member, sides) for member in members]
+        self._zips: dict[tuple[int, str], zipfile.ZipFile] = {}
         self._images: list[np.ndarray | None] = [None] * len(self.items)
-        self.index = [i for i, weight in enumerate(weights) for _ in range(weight)]
         if cache:
             self._fill_cache()
+        if not self.index:  # an endless sampler would search for ever
+            raise ValueError(
+                f'no image is left of sources={sources!r} (max_images={max_images}, {len(self.items)} found): '
+                'give sources with readable images'
+            )
 
     def _fill_cache(self) -> None:
         numbers = range(len(self.items))
         with ThreadPoolExecutor(8) as pool:
             # a zip file is read by one thread at a time
-            local = [i for i in numbers if not self.items[i][0].endswith('.zip')]
+            local = [i for i in numbers if Path(self.items[i][0]).is_dir()]
             for i, image in zip(local, pool.map(self._read, local)):
                 self._images[i] = image
         for i in numbers:
-            if self._images[i] is None and self.items[i][0].endswith('.zip'):
+            if not Path(self.items[i][0]).is_dir():
                 self._images[i] = self._read(i)
         bad = {i for i in numbers if self._images[i] is None}
         self.index = [i for i in self.index if i not in bad]
@@ -94,8 +98,7 @@ class ImageFolder(Dataset):
 
     def _read(self, item: int) -> np.ndarray | None:
         source, member, sides = self.items[item]
-        data = self._bytes(source, member)
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+        image = _decode(self._bytes(source, member))
         if image is None:
             message = f'{source}/{member} is not a readable image'
             if self.on_error == 'raise':
@@ -108,11 +111,16 @@ class ImageFolder(Dataset):
         return image
 
     def _bytes(self, source: str, member: str) -> bytes:
-        if not source.endswith('.zip'):
+        """The file's content; empty where a zip file cannot give it (damaged, encrypted)."""
+        if Path(source).is_dir():
             return (Path(source) / member).read_bytes()
-        if source not in self._zips:
-            self._zips[source] = zipfile.ZipFile(source)
-        return self._zips[source].read(member)
+        key = (os.getpid(), source)  # a forked worker shares the file position of an open file
+        if key not in self._zips:
+            self._zips[key] = zipfile.ZipFile(source)
+        try:
+            return self._zips[key].read(member)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):
+            return b''
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, '_zips': {}}
@@ -131,6 +139,35 @@ class ImageFolder(Dataset):
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
+def _settings(
+    source: str | Path | Mapping[str, Any], short_side: Sequence[int] | None, size: int
+) -> tuple[str, tuple[int, int], int]:
+    """A source's path, range of short sides, and repetitions."""
+    given = dict(source) if isinstance(source, Mapping) else dict(path=source)
+    unknown = sorted(set(given) - {'path', 'short_side', 'repeat'})
+    if unknown or 'path' not in given:
+        raise ValueError(f'source {source!r} does not fit: allowed is dict(path=…, short_side=(low, high), repeat=1)')
+    sides = tuple(given.get('short_side') or short_side or (size, size))
+    if len(sides) != 2 or not size <= sides[0] <= sides[1]:
+        raise ValueError(
+            f'short_side={sides} does not fit: allowed is (low, high) with size={size} <= low <= high'
+        )
+    repeat = given.get('repeat', 1)
+    if not isinstance(repeat, int) or repeat < 1:
+        raise ValueError(f'repeat={repeat!r} of {given["path"]} does not fit: allowed is a whole number, at least 1')
+    return str(given['path']), sides, repeat
+
+
+def _decode(data: bytes) -> np.ndarray | None:
+    """BGR (H, W, 3), or None for what is no image."""
+    if not data:
+        return None
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # larger than OpenCV allows, for one
+        return None
+
+
 def _resize(image: np.ndarray, short_side: int) -> np.ndarray:
     height, width = image.shape[:2]
     scale = short_side / min(height, width)
@@ -143,16 +180,23 @@ def list_images(source: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: the source is not there.
-        ValueError: it holds no image.
+        ValueError: it is neither a folder nor a whole zip file, or it holds no image.
     """
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f'{source}: no such folder or zip file (images to train on)')
-    if path.suffix == '.zip':
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+    if path.is_dir():
+        names = [entry.relative_to(path).as_posix() for entry in path.rglob('*') if entry.is_file()]
     else:
-        names = [str(entry.relative_to(path)) for entry in path.rglob('*') if entry.is_file()]
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except zipfile.BadZipFile as error:
+            raise ValueError(
+                f'{source} is not a readable zip file ({error}); allowed: a folder or a zip file. Fetch or make it again'
+            ) from error
+    # macOS puts files like ._name.jpg beside the images, which are none
+    names = [name for name in names if not Path(name).name.startswith('.')]
     images = sorted(name for name in names if Path(name).suffix.lower() in SUFFIXES)
     if not images:
         raise ValueError(f'{source} holds no images; recognised endings: {sorted(SUFFIXES)}')

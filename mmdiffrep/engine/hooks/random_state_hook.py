@@ -7,7 +7,8 @@ from typing import Any, Iterator
 
 import numpy as np
 import torch
-from mmengine.hooks import Hook
+from mmengine.dist import all_gather_object, get_rank, get_world_size
+from mmengine.hooks import CheckpointHook, Hook
 
 from mmdiffrep.registry import HOOKS
 
@@ -61,9 +62,10 @@ class _Replaying:
 
 @HOOKS.register_module()
 class RandomStateHook(Hook):
-    """Saves the random generators' states in every checkpoint and restores them on resume.
+    """Saves the random generators' states, of every process, in each checkpoint and restores them on resume.
 
-    Validation does not disturb training: it leaves the states as they were.
+    Validation does not disturb training: it leaves the states as they were. What an epoch-based loop's persistent workers
+    have drawn is not restored; with ``persistent_workers=False`` it need not be.
     """
 
     priority = 'VERY_HIGH'
@@ -71,12 +73,19 @@ class RandomStateHook(Hook):
     def __init__(self) -> None:
         self._loaded: dict[str, Any] | None = None
         self._before_val: dict[str, Any] | None = None
+        self._other_ranks: list[dict[str, Any]] = []
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        checkpoint[KEY] = get_random_state()
+        # the best checkpoint is saved during validation, training's state is the one before it
+        state = self._before_val or get_random_state()
+        checkpoint[KEY] = {**state, 'other_ranks': self._other_ranks}
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        self._loaded = checkpoint.get(KEY)
+        state = checkpoint.get(KEY)
+        if state is not None and get_rank() > 0:
+            others = state['other_ranks']
+            state = others[get_rank() - 1] if get_rank() <= len(others) else None
+        self._loaded = state
 
     def before_train(self, runner: Any) -> None:
         if self._loaded is None or not runner._resume:
@@ -94,6 +103,18 @@ class RandomStateHook(Hook):
             set_random_state(self._loaded)
             self._loaded = None
 
+    def after_train_iter(self, runner: Any, *_: Any, **__: Any) -> None:
+        if get_world_size() > 1 and any(_saves(hook, runner) for hook in runner.hooks):
+            self._gather()
+
+    def after_train_epoch(self, runner: Any) -> None:
+        if get_world_size() > 1:
+            self._gather()
+
+    def _gather(self) -> None:
+        """A checkpoint is written by the first process alone, which must know the others' states before."""
+        self._other_ranks = all_gather_object(get_random_state())[1:]
+
     def before_val(self, runner: Any) -> None:
         self._before_val = get_random_state()
 
@@ -101,3 +122,12 @@ class RandomStateHook(Hook):
         if self._before_val is not None:
             set_random_state(self._before_val)
             self._before_val = None
+
+
+def _saves(hook: Hook, runner: Any) -> bool:
+    """Whether a hook writes a checkpoint after this iteration."""
+    if not isinstance(hook, CheckpointHook) or hook.by_epoch:
+        return False
+    return hook.every_n_train_iters(runner, hook.interval, hook.save_begin) or (
+        hook.save_last and hook.is_last_train_iter(runner)
+    )

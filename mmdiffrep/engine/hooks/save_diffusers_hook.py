@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -40,41 +40,43 @@ class SaveDiffusersHook(Hook):
 
     def after_train_iter(self, runner: Any, *_: Any, **__: Any) -> None:
         if self.every_n_train_iters(runner, self.interval):
-            self.save(runner)
+            self.save(runner, runner.iter + 1)  # the loop counts after its hooks
 
     def after_train(self, runner: Any) -> None:
-        self.save(runner)
+        self.save(runner, runner.iter)
 
     @master_only
-    def save(self, runner: Any) -> None:
-        from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+    def save(self, runner: Any, steps: int) -> None:
+        """The folder appears complete or not at all; an older one goes when the new one is written."""
+        from diffusers import DDPMPipeline, DDPMScheduler
 
         model = _averaged(runner)
-        unet = UNet2DModel.from_config(model.unet.config)
-        unet.load_state_dict(model.unet.state_dict())
+        unet = copy.deepcopy(model.unet).to('cpu', self.dtype).eval()  # a new one would draw random weights
         scheduler = DDPMScheduler.from_config(model.schedule.to_config())
         target = Path(runner.work_dir) / self.out_dir
-        temporary = Path(tempfile.mkdtemp(prefix='.diffusers-', dir=runner.work_dir))
-        try:
-            DDPMPipeline(unet.to(self.dtype), scheduler).save_pretrained(temporary)
-            (temporary / 'README.md').write_text(self._card(runner, unet), encoding='utf-8')
-            temporary.chmod(0o755)
-            if target.exists():
-                shutil.rmtree(target)
-            temporary.rename(target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        # names that a killed run leaves behind are used again by the next one
+        new, old = (target.with_name(f'.{target.name}.{what}') for what in ('new', 'old'))
+        shutil.rmtree(new, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        DDPMPipeline(unet, scheduler).save_pretrained(new)
+        (new / 'README.md').write_text(self._card(runner, unet, steps), encoding='utf-8')
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+        new.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
         runner.logger.info(f'Saved the network as a diffusers folder: {target}')
 
-    def _card(self, runner: Any, unet: torch.nn.Module) -> str:
+    def _card(self, runner: Any, unet: torch.nn.Module, steps: int) -> str:
         losses = runner.message_hub.get_scalar('train/loss')
-        batch = runner.train_dataloader.batch_size * runner.world_size
+        batch = runner.train_dataloader.batch_sampler.batch_size * runner.world_size
+        averaged = ' (EMA)' if _ema_hook(runner) else ''
         parameters = sum(p.numel() for p in unet.parameters()) / 1e6
         lines = [
             '---', 'library_name: diffusers', 'tags: [mmdiffrep, unconditional-image-generation]', '---',
             f'# {Path(runner.work_dir).name}', '', self.description, '',
-            f'- network: UNet2DModel, {parameters:.2f}M parameters, {str(self.dtype)[6:]} weights (EMA)',
-            f'- steps: {runner.iter}, {runner.iter * batch} images in batches of {batch}',
+            f'- network: UNet2DModel, {parameters:.2f}M parameters, {str(self.dtype)[6:]} weights{averaged}',
+            f'- steps: {steps}, {steps * batch} images in batches of {batch}',
             f'- seed: {runner.seed}',
             f'- training loss, mean of the last 100 steps: {losses.mean(100):.5f}',
             f'- command: `{" ".join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv))}`',
@@ -84,9 +86,13 @@ class SaveDiffusersHook(Hook):
         return '\n'.join(lines) + '\n'
 
 
+def _ema_hook(runner: Any) -> EMAHook | None:
+    return next((hook for hook in runner.hooks if isinstance(hook, EMAHook)), None)
+
+
 def _averaged(runner: Any) -> Any:
     """The EMA copy of the model where there is one, else the model."""
-    for hook in runner.hooks:
-        if isinstance(hook, EMAHook):
-            return hook.ema_model.module
+    hook = _ema_hook(runner)
+    if hook is not None:
+        return hook.ema_model.module
     return runner.model.module if is_model_wrapper(runner.model) else runner.model

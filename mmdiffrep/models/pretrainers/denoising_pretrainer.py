@@ -10,7 +10,7 @@ from mmengine.model import BaseModel
 from torch import Tensor
 
 from mmdiffrep.diffusion.pixel_unet import DEFAULT_SCHEDULE, PixelUNet
-from mmdiffrep.diffusion.schedules import PREDICTIONS, build_schedule
+from mmdiffrep.diffusion.schedules import PREDICTIONS, DiscreteSchedule, build_schedule
 from mmdiffrep.registry import MODELS
 
 
@@ -49,8 +49,19 @@ class DenoisingPretrainer(BaseModel):
             denoiser = PixelUNet(**unet)
             self.schedule = denoiser.schedule if schedule is None else build_schedule(schedule)
         else:
-            self.schedule = build_schedule({**DEFAULT_SCHEDULE, **(schedule or {})})
+            self.schedule = build_schedule(schedule or DEFAULT_SCHEDULE)
             denoiser = PixelUNet(config=unet, random_seed=seed)
+        if not isinstance(self.schedule, DiscreteSchedule):
+            raise ValueError(
+                f'schedule {schedule} is not discrete: DenoisingPretrainer trains DDPMs. Give a diffusers '
+                "scheduler config, e.g. dict(beta_schedule='linear', prediction_type='epsilon')"
+            )
+        channels = denoiser.unet.config.in_channels, denoiser.unet.config.out_channels
+        if channels != (3, 3):
+            raise ValueError(
+                f'the network has {channels[0]} channels in and {channels[1]} out; allowed: 3 and 3 (a learned variance '
+                'is not trained). Set in_channels=3, out_channels=3'
+            )
         self.unet = denoiser.unet.requires_grad_(True).train()
         if channels_last:
             self.unet.to(memory_format=torch.channels_last)
