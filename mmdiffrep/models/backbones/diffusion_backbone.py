@@ -45,6 +45,7 @@ class DiffusionBackbone(BaseModule):
             it and maps to [-1, 1]. Defaults: ImageNet's, as in stock configs.
         bgr: whether images come as BGR (``bgr_to_rgb=False`` in the data preprocessor).
         class_id: class told to a class-conditional network.
+        pretrained: not used, with a warning: what mmseg hands down from a stock config's ``model.pretrained``.
 
     Attributes:
         out_channels, out_strides: of the returned maps, known before any forward.
@@ -66,16 +67,31 @@ class DiffusionBackbone(BaseModule):
         image_std: Sequence[float] = IMAGENET_STD,
         bgr: bool = False,
         class_id: int | None = None,
+        pretrained: str | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        if pretrained is not None:
+            warnings.warn(
+                f'DiffusionBackbone: pretrained={pretrained!r} is not used (mmseg hands down what a stock config says in '
+                'model.pretrained, which was for the backbone it had). The diffusion weights are named in denoiser.pretrained; '
+                'set model.pretrained=None to silence this',
+                stacklevel=2,
+            )
         if isinstance(taps, str) or not taps:
             raise ValueError(f"taps must be a list of at least one tap, got {taps!r}; e.g. ['up_blocks.1']")
         if dtype not in (None, *DTYPES):
             raise ValueError(f'dtype={dtype!r} is unknown; allowed: {list(DTYPES)} or None')
+        if isinstance(trainable, str):
+            trainable = [trainable]
         self.noise = NoisePolicy(**(noise or {}))
         self.grad_through, self.bgr, self.class_id = grad_through, bgr, class_id
         network = _build_denoiser(denoiser, taps)
+        if not len(image_mean) == len(image_std) == network.image_channels:
+            raise ValueError(
+                f'image_mean={list(image_mean)} and image_std={list(image_std)} were given; the network takes images of '
+                f'{network.image_channels} channels: give one number for each'
+            )
         self.taps = _ordered(network, taps)
         self.timesteps = _timesteps(network, timesteps)
         self.amp_dtype = _set_up(network, self.taps, trainable, with_cp, dtype, channels_last)
