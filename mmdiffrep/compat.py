@@ -222,12 +222,12 @@ def _mmcv_mismatches() -> list[str]:
 
 
 def _mmpretrain_mismatch() -> str | None:
-    found = package_version('transformers')
-    if not _source('mmpretrain', '__init__.py') or found is None or int(found.split('.')[0]) < 5:
+    found, transformers = package_version('mmpretrain'), package_version('transformers')
+    if found is None or transformers is None or int(transformers.split('.')[0]) < 5:
         return None
     return (
-        f'mmpretrain {package_version("mmpretrain")} does not import with transformers {found}, and mmdet imports '
-        "it when it is there. Run: pip uninstall mmpretrain (or pip install 'transformers<5')"
+        f'mmpretrain {found} does not import with transformers {transformers}, and mmdet imports it when it is '
+        "there. Run: pip uninstall mmpretrain (or pip install 'transformers<5')"
     )
 
 
