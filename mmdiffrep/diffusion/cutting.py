@@ -48,6 +48,8 @@ def shorten_unet(unet: nn.Module, last: Tap) -> None:
         index = int(parts[1])
         setattr(unet, stage, getattr(unet, stage)[: index + 1])
         _shorten_block(getattr(unet, stage)[index], parts[2:], last)
+    if stage == 'mid_block' and len(parts) > 2:
+        _shorten_middle(unet.mid_block, parts[1], int(parts[2]))
 
 
 def _shorten_block(block: nn.Module, inside: list[str], last: Tap) -> None:
@@ -77,6 +79,16 @@ def _shorten_block(block: nn.Module, inside: list[str], last: Tap) -> None:
             _replace(block, 'resnets', index)
     elif entry:
         _replace(block, 'attentions', index)
+
+
+def _shorten_middle(block: nn.Module, kind: str, index: int) -> None:
+    """Here the first ResBlock stands alone, then attentions[i] and resnets[i + 1] alternate."""
+    if kind == 'resnets':
+        block.resnets, block.attentions = block.resnets[: index + 1], block.attentions[:index]
+    elif kind == 'attentions':
+        block.attentions = block.attentions[: index + 1]
+        block.resnets = block.resnets[: index + 2]
+        _replace(block, 'resnets', index + 1)
 
 
 def _drop(block: nn.Module, name: str) -> None:

@@ -95,9 +95,9 @@ class Denoiser(nn.Module):
         if not taps:
             raise ValueError('features() needs at least one tap')
         self.schedule.check_timesteps(t)
-        names: dict[Tap, str] = {}
+        names: dict[Tap, list[str]] = {}  # an alias and a path may name the same place
         for name in taps:
-            names.setdefault(self.tap(name), str(name))
+            names.setdefault(self.tap(name), []).append(str(name))
         added = {self.tap(name): value for name, value in (inject or {}).items()}
         session = TapSession(
             {tap: find_module(self.network, tap.path) for tap in names},
@@ -109,10 +109,16 @@ class Denoiser(nn.Module):
                 self.run(x_t, t, condition)
         finally:
             self._session = previous
-        missing = [names[tap] for tap in names if tap not in session.captured]
+        missing = [names[tap][0] for tap in names if tap not in session.captured]
         if missing:
             raise ValueError(f'taps {missing} were not reached: their modules do not run in a forward pass')
-        maps = {names[tap]: value for tap, value in session.captured.items()}
+        idle = [str(tap) for tap in added if tap not in session.injected]
+        if idle:
+            raise ValueError(
+                f'inject: {idle} run after the last of the taps {list(taps)} or not at all, so that adding there '
+                'would change nothing'
+            )
+        maps = {name: value for tap, value in session.captured.items() for name in names[tap]}
         wrong = {name: tuple(value.shape) for name, value in maps.items() if value.dim() != 4}
         if wrong:
             raise ValueError(
@@ -133,24 +139,21 @@ class Denoiser(nn.Module):
         """Every module side that a forward passes at an image size (H, W), found on fake tensors."""
         self.check_image_size(image_size)
         if image_size not in self._trace_cache:
-            reference = next(self.network.parameters())
-            with (
-                FakeTensorMode(allow_non_fake_inputs=True),
-                torch.no_grad(),
-                _quiet_autocast(reference.device.type),
-            ):
-                image = torch.empty(
-                    1,
-                    self.image_channels,
-                    *image_size,
-                    device=reference.device,
-                    dtype=reference.dtype,
-                )
-                t = self.schedule.example_timesteps(1).to(reference.device)
+            with torch.no_grad():
                 self._trace_cache[image_size] = trace(
-                    self.network, lambda: self.run(self.encode(image), t, None)
+                    self.network, lambda: self._run_fake(image_size)
                 )
         return self._trace_cache[image_size]
+
+    def _run_fake(self, image_size: tuple[int, int]) -> None:
+        """One forward on fake tensors: shapes and the autograd graph, without arithmetic."""
+        like = next(self.network.parameters())
+        with FakeTensorMode(allow_non_fake_inputs=True), _quiet_autocast(like.device.type):
+            image = torch.empty(
+                1, self.image_channels, *image_size, device=like.device, dtype=like.dtype
+            )
+            t = self.schedule.example_timesteps(1).to(like.device)
+            self.run(self.encode(image), t, None)
 
     def tap_info(self, image_size: tuple[int, int]) -> dict[str, TapInfo]:
         """Channels, stride and order of every tap that gives a map, at an image size (H, W); in the order of execution."""
@@ -197,17 +200,36 @@ class Denoiser(nn.Module):
     def unused_parameters(self, taps: Iterable[str]) -> list[str]:
         """Names (in :attr:`network`) of the parameters that the activations at ``taps`` do not depend on."""
         wanted = {self.tap(name) for name in taps}
-        last = self._last(wanted)
-        entered = {''}
-        for event in self.trace((self.divisor * 2, self.divisor * 2)):
-            if event.tap == last and last.side == 'in':
-                break
-            entered.add(event.tap.path)
-            if event.tap == last:
-                break
-        return [
-            name for name, _ in self.network.named_parameters() if name.rpartition('.')[0] not in entered
-        ]
+        parameters = dict(self.network.named_parameters())
+        before = {name: p.requires_grad for name, p in parameters.items()}
+        session = TapSession(
+            {tap: find_module(self.network, tap.path) for tap in wanted}, stop=False
+        )
+        try:
+            self.network.requires_grad_(True)
+            with torch.enable_grad(), session():
+                self._run_fake((self.divisor * 2, self.divisor * 2))
+        finally:
+            for name, p in parameters.items():
+                p.requires_grad_(before[name])
+        used = _leaves(session.captured.values())
+        return [name for name, p in parameters.items() if id(p) not in used]
+
+
+def _leaves(tensors: Iterable[Tensor]) -> set[int]:
+    """The ids of the parameters that tensors depend on, read from their autograd graph."""
+    todo = [x.grad_fn for x in tensors]
+    seen: set[Any] = set()
+    leaves = set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, 'variable'):
+            leaves.add(id(node.variable))
+        todo += [parent for parent, _ in node.next_functions]
+    return leaves
 
 
 def _quiet_autocast(device: str) -> contextlib.AbstractContextManager:

@@ -11,6 +11,7 @@ import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterator
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor, nn
@@ -36,13 +37,14 @@ class Source:
         return None
 
     def fingerprint(self, files: list[Path]) -> str:
-        """Names the weights' content, so that a checkpoint can tell which frozen weights it belongs to."""
-        if self.revision:
-            return f'{self.name}@{self.revision}'
+        """Names the weights' content, so that a checkpoint can tell which frozen weights it belongs to.
+
+        Nothing but the content: the same weights fit by a hub id, from a download, and after a folder was renamed.
+        """
         digest = hashlib.sha256()
         for file in sorted(files):
             digest.update(file_sha256(file).encode())
-        return f'{Path(self.name).name}@sha256:{digest.hexdigest()}'
+        return f'sha256:{digest.hexdigest()}'
 
 
 def shipped_models() -> list[str]:
@@ -99,7 +101,7 @@ def _from_hub(text: str) -> Source:
     except Exception as error:  # the hub's own error types differ between its releases
         raise FileNotFoundError(
             f'pretrained={text!r} is neither a file nor a folder here, and fetching it from the Hugging Face hub failed '
-            f'({type(error).__name__}: {str(error).splitlines()[0]}). Check the spelling and the network, or download it '
+            f'({type(error).__name__}: {str(error).strip().partition(chr(10))[0]}). Check the spelling and the network, or download it '
             'on a machine that has one (`huggingface-cli download ID --local-dir FOLDER`) and give the folder'
         ) from error
     path = Path(folder)
@@ -107,7 +109,7 @@ def _from_hub(text: str) -> Source:
 
 
 def _download(url: str) -> Path:
-    target = Path(torch.hub.get_dir()) / 'checkpoints' / Path(url).name
+    target = Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlsplit(url).path).name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -224,14 +226,15 @@ def fill(module: nn.Module, read: Callable[[str], Tensor], available: set[str], 
     wanted = dict(module.named_parameters()) | {
         name: buffer for name, buffer in module.named_buffers() if name in module.state_dict()
     }
-    missing = sorted(set(wanted) - available)
+    stored = {name: _stored_name(name, available) for name in wanted}
+    missing = sorted(set(stored.values()) - available)
     if missing:
         raise ValueError(
             f'{source} lacks {len(missing)} of {len(wanted)} weights of the network, for example {missing[:3]}. '
             'Is it the checkpoint of another architecture, or is its config.json of another one?'
         )
     for name, old in wanted.items():
-        value = read(name)
+        value = read(stored[name])
         if value.shape != old.shape:
             raise ValueError(
                 f'{source}: {name} has shape {tuple(value.shape)}, the network described by its config needs '
@@ -245,3 +248,16 @@ def fill(module: nn.Module, read: Callable[[str], Tensor], available: set[str], 
             owner.register_parameter(leaf, nn.Parameter(value.clone()))
         else:
             owner.register_buffer(leaf, value.clone())
+
+
+# attention in files that diffusers wrote before 0.17 (all of Google's DDPM ones on the hub)
+_OLD_NAMES = {'.to_q.': '.query.', '.to_k.': '.key.', '.to_v.': '.value.', '.to_out.0.': '.proj_attn.'}
+
+
+def _stored_name(name: str, available: set[str]) -> str:
+    """The name under which a file holds a weight: its own, or the one it had in early diffusers."""
+    if name not in available:
+        for new, old in _OLD_NAMES.items():
+            if name.replace(new, old) in available:
+                return name.replace(new, old)
+    return name

@@ -23,7 +23,6 @@ from .loading import (
     WeightFile,
     fill,
     folder_weight_files,
-    load_pickle,
     locate,
     read_json,
 )
@@ -197,33 +196,26 @@ def _plan_folder(source: Source, config: Mapping[str, Any] | None) -> _Plan:
             f'pretrained={source.name!r} holds a {kind}; PixelUNet takes a UNet2DModel '
             '(a diffusion network in pixels without text)'
         )
-    schedule_file = next(
-        (
-            path
-            for path in (
-                source.path / 'scheduler' / 'scheduler_config.json',
-                folder / 'scheduler_config.json',
-            )
-            if path.is_file()
-        ),
-        None,
-    )
     return _Plan(
-        _clean(config or unet_config),
-        read_json(schedule_file) if schedule_file else None,
-        source,
-        folder_weight_files(folder),
+        _clean(config or unet_config), _schedule_near(folder), source, folder_weight_files(folder)
     )
+
+
+def _schedule_near(folder: Path) -> dict[str, Any] | None:
+    """The scheduler config that belongs to the network in ``folder``: beside it, or its pipeline's."""
+    places = [folder, folder / 'scheduler']
+    if folder.name == 'unet':
+        places.append(folder.parent / 'scheduler')
+    for place in places:
+        if (place / 'scheduler_config.json').is_file():
+            return read_json(place / 'scheduler_config.json')
+    return None
 
 
 def _plan_file(
     source: Source, config: Mapping[str, Any] | None, adm_options: dict[str, Any]
 ) -> _Plan:
-    if source.path.suffix == '.safetensors':
-        shapes = WeightFile([source.path]).shapes
-    else:
-        state = load_pickle(source.path)
-        shapes = {key: tuple(value.shape) for key, value in state.items() if torch.is_tensor(value)}
+    shapes = WeightFile([source.path]).shapes
     if adm.is_adm_state_dict(shapes):
         adm_config = adm.infer_adm_config(shapes, **adm_options)
         return _Plan(
@@ -239,7 +231,9 @@ def _plan_file(
             f'pretrained={source.name!r} is a single file without its architecture: put its config.json beside it, '
             'give config=dict(…) (UNet2DModel arguments), or give the diffusers folder it came from'
         )
-    return _Plan(_clean(config or read_json(beside)), None, source, [source.path])
+    return _Plan(
+        _clean(config or read_json(beside)), _schedule_near(beside.parent), source, [source.path]
+    )
 
 
 def _clean(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,7 @@ class TapSession:
         self.inject = dict(inject or {})
         self.stop = stop
         self.captured: dict[Tap, Tensor] = {}  # in the order of execution
+        self.injected: set[Tap] = set()
         self.checkpoint_depth = 0
 
     @property
@@ -106,7 +107,7 @@ class TapSession:
         """Add the injected tensors while this context is open (again while a checkpointed unit is recomputed)."""
         with contextlib.ExitStack() as stack:
             for tap, (module, value) in self.inject.items():
-                stack.callback(_hook(module, tap.side, _adder(value)).remove)
+                stack.callback(_hook(module, tap.side, self._adder(tap, value)).remove)
             yield
 
     @contextlib.contextmanager
@@ -127,11 +128,23 @@ class TapSession:
 
         return read
 
+    def _adder(self, tap: Tap, value: Tensor) -> Callable[[Tensor], Tensor]:
+        def add(activation: Tensor) -> Tensor:
+            self.injected.add(tap)
+            if not _fits(value.shape, activation.shape):
+                raise ValueError(
+                    f'inject: a tensor of shape {tuple(value.shape)} cannot be added to the activation at {str(tap)!r}, '
+                    f'of shape {tuple(activation.shape)}: it must be broadcastable to it'
+                )
+            return activation + value.to(activation)
+
+        return add
+
     def checkpointed(self, module: nn.Module, *args: Any) -> Any:
         """Run ``module`` under activation checkpointing, injections included, then stop if all has been read."""
 
         def contexts() -> tuple[Any, Any]:
-            return contextlib.nullcontext(), self.injecting()
+            return contextlib.nullcontext(), _Reopened(self.injecting)
 
         self.checkpoint_depth += 1
         try:
@@ -145,17 +158,27 @@ class TapSession:
         return output
 
 
-def _adder(value: Tensor) -> Callable[[Tensor], Tensor]:
-    def add(activation: Tensor) -> Tensor:
-        try:
-            return activation + value.to(activation.dtype)
-        except RuntimeError as error:
-            raise ValueError(
-                f'inject: a tensor of shape {tuple(value.shape)} cannot be added to an activation of shape '
-                f'{tuple(activation.shape)}'
-            ) from error
+class _Reopened:
+    """A context made anew at each entry: a checkpointed unit is recomputed in every backward pass."""
 
-    return add
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+        self.open: list[Any] = []
+
+    def __enter__(self) -> None:
+        context = self.make()
+        context.__enter__()
+        self.open.append(context)
+
+    def __exit__(self, *error: Any) -> Any:
+        return self.open.pop().__exit__(*error)
+
+
+def _fits(small: Sequence[int], large: Sequence[int]) -> bool:
+    """Whether ``small`` broadcasts to ``large`` without enlarging it."""
+    return len(small) <= len(large) and all(
+        a in (1, b) for a, b in zip(reversed(small), reversed(large))
+    )
 
 
 def _hook(module: nn.Module, side: str, act: Callable[[Tensor], Tensor | None]) -> Any:
@@ -176,6 +199,10 @@ def _hook(module: nn.Module, side: str, act: Callable[[Tensor], Tensor | None]) 
         if args:
             new = act(args[0])
             return None if new is None else ((new, *args[1:]), kwargs)
+        if 'hidden_states' not in kwargs:
+            raise ValueError(
+                f"a {type(_module).__name__} is called with {sorted(kwargs)} and has no activation at ':in'"
+            )
         new = act(kwargs['hidden_states'])
         return None if new is None else (args, {**kwargs, 'hidden_states': new})
 

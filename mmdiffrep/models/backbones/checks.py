@@ -31,7 +31,7 @@ def check_range(rgb: Tensor, mean: Sequence[float], std: Sequence[float]) -> Non
         problem = 'hold NaN'
     elif low < -40 or high > 295:
         problem = f'reach from {low:.0f} to {high:.0f} where 0 to 255 is expected'
-    elif high - low < 4 and rgb.numel() > 3000:
+    elif rgb.numel() > 3000 and not _picture_like(rgb.detach(), high - low):
         problem = f'reach only from {low:.2f} to {high:.2f} where 0 to 255 is expected'
     else:
         return
@@ -42,6 +42,18 @@ def check_range(rgb: Tensor, mean: Sequence[float], std: Sequence[float]) -> Non
         'in [-1, 1]: 127.5 and 127.5)',
         stacklevel=3,
     )
+
+
+def _picture_like(rgb: Tensor, span: float) -> bool:
+    """Whether a first batch spans as much as pictures do, or holds whole numbers as 8-bit pictures do.
+
+    Images in [0, 1], normalised as if they were in [0, 255], end up in a plausible but narrow range of fractions.
+    """
+    if span > 180 or bool((rgb == rgb[:1, :, :1, :1]).all()):  # one colour tells nothing
+        return True
+    values = (rgb + 1) * 127.5
+    whole = ((values - values.round()).abs() < 0.05).float().mean().item()
+    return span >= 4 and whole > 0.6
 
 
 def watch_learning_rate(parameters: Sequence[nn.Parameter]) -> None:
