@@ -5,7 +5,7 @@ model = dict(
     type='mmdiffrep.DenoisingPretrainer',
     unet=dict(
         sample_size=64,
-        block_out_channels=(16, 48, 96, 128),
+        block_out_channels=(16, 32, 64, 96),
         layers_per_block=1,
         down_block_types=('DownBlock2D', 'DownBlock2D', 'AttnDownBlock2D', 'AttnDownBlock2D'),
         up_block_types=('AttnUpBlock2D', 'AttnUpBlock2D', 'UpBlock2D', 'UpBlock2D'),
@@ -24,7 +24,7 @@ train_dataloader = dict(
     )
 )
 
-max_iters = 1500
+max_iters = 2000
 train_cfg = dict(max_iters=max_iters)
 optim_wrapper = dict(optimizer=dict(lr=1.5e-3))
 param_scheduler = [
