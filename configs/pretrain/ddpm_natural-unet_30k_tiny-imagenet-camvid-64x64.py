@@ -1,4 +1,4 @@
-# The shipped mmdiffrep/natural-unet: unlabelled images of Tiny-ImageNet's train set and of CamVid's.
+# Unlabelled images of Tiny-ImageNet's train set and of CamVid's.
 _base_ = ['../_base_/pretrain_runtime.py']
 
 model = dict(
