@@ -77,16 +77,17 @@ def existing_config(path: str) -> str:
 
 
 def known_configs() -> list[Path]:
-    """The configs that come with the package, as paths to write in the current folder."""
+    """The configs that come with the package; as paths from the current folder where they lie below it."""
     roots = (PACKAGE.parent / 'configs', PACKAGE / '.mim' / 'configs')
     root = next((r for r in roots if r.is_dir()), None)
     if root is None:
         return []
-    return sorted(
-        Path(os.path.relpath(path))
-        for path in root.rglob('*.py')
+    here = Path.cwd()
+    return [
+        path.relative_to(here) if path.is_relative_to(here) else path
+        for path in sorted(root.rglob('*.py'))
         if '_base_' not in path.relative_to(root).parts
-    )
+    ]
 
 
 def existing_checkpoint(path: str) -> str:
