@@ -158,10 +158,8 @@ class _Plan:
         if self.adm_config is None:
             fill(unet, weights.read, set(weights.keys()), self.source.name)
             return
-        state = adm.convert_adm_state_dict(
-            {key: weights.read(key) for key in weights.keys()}, self.adm_config
-        )
-        fill(unet, state.__getitem__, set(state), self.source.name)
+        read, names = adm.adm_reader(weights.read, weights.shapes, self.adm_config)
+        fill(unet, read, set(names), self.source.name)
 
     def fingerprint(self) -> str | None:
         return None if self.source is None else self.source.fingerprint(self.files)
@@ -220,7 +218,7 @@ def _plan_file(
         adm_config = adm.infer_adm_config(shapes, **adm_options)
         return _Plan(
             _clean(adm.adm_to_diffusers_config(adm_config)),
-            dict(adm.ADM_SCHEDULER_CONFIG),
+            adm.adm_scheduler_config(adm_config),
             source,
             [source.path],
             adm_config,
