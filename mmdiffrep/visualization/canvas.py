@@ -34,12 +34,18 @@ def text_picture(
     canvas = FigureCanvasAgg(figure)
     drawn = figure.text(
         0, 0, text, fontsize=size, fontweight='bold' if bold else 'normal', linespacing=1.3,
-        ha='left', va='bottom', multialignment=align, color=[c / 255 for c in ink], parse_math=False,
+        ha='left', va='baseline', multialignment=align, color=[c / 255 for c in ink], parse_math=False,
     )  # fmt: skip
-    box = drawn.get_window_extent(canvas.get_renderer())
-    width, height = int(np.ceil(box.width)) + 2, int(np.ceil(box.height)) + 2
+    renderer = canvas.get_renderer()
+    box = drawn.get_window_extent(renderer)  # around the last line's baseline
+    _, tall, below = renderer.get_text_width_height_descent(
+        'Ájg|', drawn.get_fontproperties(), False
+    )
+    # as high with letters that reach up and down as without, so that texts side by side stand on one line
+    bottom, top = max(-box.y0, below), max(box.y1, tall - below)
+    width, height = int(np.ceil(box.width)) + 2, int(np.ceil(bottom + top)) + 2
     figure.set_size_inches(width / DPI, height / DPI)
-    drawn.set_position((1 / width, 1 / height))
+    drawn.set_position(((1 - box.x0) / width, (1 + bottom) / height))
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import cv2
@@ -99,9 +100,9 @@ def feature_sheet(
 
 
 def _broken(name: str, limit: int = 20) -> str:
-    """A long tap name over several lines, broken at its dots."""
+    """A long tap name over several lines, broken at its dots, numbers kept with their module lists."""
     lines = ['']
-    for part in name.replace('.', '.\0').split('\0'):
+    for part in re.split(r'(?<=\.)(?=\D)', name):
         if lines[-1] and len(lines[-1]) + len(part) > limit:
             lines.append('')
         lines[-1] += part
