@@ -15,7 +15,10 @@ from safetensors.torch import load_file
 from mmdiffrep.diffusion.pixel_unet import PixelUNet
 from mmdiffrep.diffusion.schedules import PREDICTIONS, build_schedule
 from mmdiffrep.engine.hooks import SaveDiffusersHook
-from mmdiffrep.models.pretrainers.denoising_pretrainer import DenoisingPretrainer, convert_prediction
+from mmdiffrep.models.pretrainers.denoising_pretrainer import (
+    DenoisingPretrainer,
+    convert_prediction,
+)
 
 TINY = dict(
     sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
