@@ -240,7 +240,10 @@ def package_version(package: str) -> str | None:
 
 def _source(package: str, file: str) -> str:
     """A file of an importable top-level package; empty if there is none. Nothing is imported."""
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except ValueError:  # a module made by hand
+        return ''
     if spec is None or spec.origin is None:
         return ''
     path = Path(os.path.dirname(spec.origin), file)
