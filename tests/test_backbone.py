@@ -9,6 +9,7 @@ from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
+from mmdiffrep.diffusion.denoiser import Denoiser
 from mmdiffrep.models.backbones import DiffusionBackbone
 from mmdiffrep.registry import MODELS
 
@@ -21,6 +22,22 @@ def picture(*shape, seed=0):
     """8-bit images, normalised as stock configs do."""
     image = torch.randint(0, 256, shape or (2, 3, 16, 24), generator=torch.Generator().manual_seed(seed)).float()
     return (image - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(STD).view(-1, 1, 1)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def traces_once():
+    """Networks of one structure have one trace; test_denoiser.py tests the tracing itself."""
+    known, original = {}, Denoiser.trace
+
+    def trace(self, size):
+        key = (str(self.network), size)
+        if key not in known:
+            known[key] = original(self, size)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Denoiser, 'trace', trace)
+        yield
 
 
 @pytest.fixture

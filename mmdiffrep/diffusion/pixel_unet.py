@@ -109,6 +109,8 @@ class PixelUNet(Denoiser):
 
     def set_checkpointing(self, enabled: bool) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
+        if not any(hasattr(module, 'gradient_checkpointing') for module in self.unet.modules()):
+            return  # cut behind conv_in: diffusers would refuse
         if enabled:
             self.unet.enable_gradient_checkpointing(self.checkpoint)
         else:
