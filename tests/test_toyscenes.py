@@ -31,6 +31,7 @@ from mmdiffrep.datasets.toyscenes.classes import (
     THINGS,
     panoptic_categories,
 )
+from mmdiffrep.registry import DATASETS
 
 scene_module = importlib.import_module('mmdiffrep.datasets.toyscenes.scene')
 views_module = importlib.import_module('mmdiffrep.datasets.toyscenes.views')
@@ -364,7 +365,9 @@ def pixels():
 
 @pytest.mark.parametrize('balanced', [False, True])
 def test_a_pixels_colour_does_not_tell_its_class(pixels, balanced):
-    """The most frequent class of each colour, learnt on 150 scenes, stays under 20 mIoU on others.
+    """The most frequent class of each colour, learnt on 150 scenes, stays under 15 mIoU on others.
+
+    Measured: 10.7 (balanced by class: 11.4); 19.8 (19.7) if the textures only had their natural colours.
 
     At 128 × 128 with 400 scenes: this one 12.9 (balanced 13.6), 51 nearest neighbours 13.0, a random forest of 60
     trees 14.2 (balanced 14.8); always the most frequent class 1.4.
@@ -382,7 +385,7 @@ def test_a_pixels_colour_does_not_tell_its_class(pixels, balanced):
     hits = np.bincount(truth[guess == truth], minlength=classes)
     union = np.bincount(truth, minlength=classes) + np.bincount(guess, minlength=classes) - hits
     miou = 100 * (hits / union).mean()
-    assert 100 / classes / 2 < miou < 20
+    assert 100 / classes / 2 < miou < 15
 
 
 # ---- two views ----------------------------------------------------------------------------------
@@ -606,6 +609,38 @@ def test_mmseg_reads_it(folder):
         item, scene = data[index], generate_scene(SEED, index, SIZE)
         assert (item['img'][..., ::-1] == scene.image).all()
         assert (item['gt_seg_map'] == scene.semantic()).all()
+
+
+@needs('mmseg')
+def test_our_mmseg_data_set_takes_seeded_subsets(folder):
+    def build(split='train', **options):
+        prefix = dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}')
+        return DATASETS.build(
+            dict(
+                type='mmdiffrep.ToyScenesDataset',
+                data_root=str(folder),
+                data_prefix=prefix,
+                pipeline=[dict(type='mmseg.LoadImageFromFile'), dict(type='mmseg.LoadAnnotations')],
+                **options,
+            )
+        )
+
+    def names(**options):
+        return {Path(item['img_path']).name for item in build(**options).load_data_list()}
+
+    data = build()
+    assert tuple(data.metainfo['classes']) == SEMANTIC_CLASSES
+    assert data.metainfo['palette'] == SEMANTIC_PALETTE and len(data) == COUNTS['train']
+    assert (data[2]['gt_seg_map'] == generate_scene(SEED, 2, SIZE).semantic()).all()
+    subsets = [names(num_labels=n, subset_seed=3) for n in range(1, COUNTS['train'] + 1)]
+    assert [len(subset) for subset in subsets] == list(range(1, COUNTS['train'] + 1))
+    assert all(small < large for small, large in zip(subsets, subsets[1:]))
+    assert subsets[1] == names(num_labels=2, subset_seed=3)
+    assert len({frozenset(names(num_labels=2, subset_seed=seed)) for seed in range(8)}) > 1
+    with pytest.raises(ValueError, match=r'num_labels=6 .* 5 labelled images; allowed: 1 to 5'):
+        build(num_labels=6)
+    with pytest.raises(FileNotFoundError, match='make_toyscenes.py'):
+        build(img_suffix='.jpg')
 
 
 @needs('mmdet', 'pycocotools')
