@@ -246,6 +246,8 @@ def test_two_processes_resume_exactly_too(server, config, tmp_path):
 def test_two_processes_give_the_loss_of_one(trainable, server, config, tmp_path):
     text = SEGMENTATION.replace('dropout_ratio=0.1', 'dropout_ratio=0').replace("kind='fresh'", "kind='shared'")
     text = text.replace('load + augment + pack', 'load + pack').replace(', val_interval=2', ', val_interval=100')
+    # AdamW would blow up the rounding of gradients that are zero in theory (a bias before a normalisation)
+    text += "optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, _delete_=True))\n"
     path = config(text + f'model["backbone"]["trainable"] = {trainable}\n')
     one, two = tmp_path / 'one', tmp_path / 'two'
     server.train(path, one, '--cfg-options', 'train_dataloader.batch_size=4')
@@ -257,7 +259,7 @@ def test_two_processes_give_the_loss_of_one(trainable, server, config, tmp_path)
     assert a.keys() == b.keys()
     assert any('up_blocks.0' in key for key in a) == bool(trainable)
     for key in a:
-        torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=2e-4, msg=key)
+        torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-5, msg=key)
     start = load(one / 'iter_6.pth')['state_dict']
     assert any(not torch.equal(start[key], a[key]) for key in a)
     if trainable is True:
