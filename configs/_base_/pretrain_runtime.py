@@ -20,7 +20,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=500),
     dict(type='CosineAnnealingLR', eta_min=1e-6, by_epoch=False, begin=500, end=max_iters),
 ]
-model = dict(channels_last=True, compile=True)
+model = dict(channels_last=True)
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=100),
@@ -35,4 +35,5 @@ custom_hooks = [
 ]
 log_processor = dict(by_epoch=False)
 env_cfg = dict(cudnn_benchmark=True)
-randomness = dict(seed=0)
+# every process draws timesteps and noise of its own
+randomness = dict(seed=0, diff_rank_seed=True)

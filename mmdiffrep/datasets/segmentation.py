@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,11 @@ class SegFolder(BaseSegDataset):
         super().__init__(**kwargs)
 
     def load_data_list(self) -> list[dict]:
-        records = super().load_data_list()
+        folder = self.data_prefix.get('img_path')
+        records = super().load_data_list() if Path(folder or '').is_dir() else []
         if not records:
             raise FileNotFoundError(
-                f'no images ending in {self.img_suffix!r} in {self.data_prefix.get("img_path")}. '
+                f'no images ending in {self.img_suffix!r} in {folder}. '
                 'Set data_root to where the data is (ToyScenes: python tools/make_toyscenes.py)'
             )
         if self.num_labels is None:

@@ -4,14 +4,14 @@ data_root = 'data/camvid'
 crop_size = (240, 240)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='mmseg.LoadAnnotations'),
+    dict(type='LoadAnnotations'),
     dict(type='mmseg.RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
     dict(type='mmseg.PackSegInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='mmseg.LoadAnnotations'),
+    dict(type='LoadAnnotations'),
     dict(type='mmseg.PackSegInputs'),
 ]
 train_dataloader = dict(

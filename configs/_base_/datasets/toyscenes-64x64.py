@@ -3,13 +3,13 @@ dataset_type = 'mmdiffrep.ToyScenesDataset'
 data_root = 'data/toyscenes-64'
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='mmseg.LoadAnnotations'),
+    dict(type='LoadAnnotations'),
     dict(type='RandomFlip', prob=0.5),
     dict(type='mmseg.PackSegInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='mmseg.LoadAnnotations'),
+    dict(type='LoadAnnotations'),
     dict(type='mmseg.PackSegInputs'),
 ]
 train_dataloader = dict(

@@ -60,14 +60,9 @@ def write_toyscenes(
     )
     if min([*counts.values(), pairs]) < 0 or not sum(counts.values()) + pairs:
         raise ValueError(f'nothing to draw: counts={counts}, pairs={pairs}; give at least one positive number')
-    if out.exists() and any(out.iterdir()) and not overwrite:
-        record = out / 'toyscenes.json'
-        if record.is_file() and json.loads(record.read_text()) == made:
-            print(f'ToyScenes: {out} is there already, made with these arguments')
-            return out
-        raise ValueError(
-            f'{out} is not empty and was not made with these arguments ({made}). Give another folder, or --overwrite'
-        )
+    if _is_there(out, made, overwrite):
+        print(f'ToyScenes: {out} is there already, made with these arguments')
+        return out
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f'.{out.name}-', dir=out.parent))
     try:
@@ -83,6 +78,22 @@ def write_toyscenes(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
+
+
+def _is_there(out: Path, made: dict[str, Any], overwrite: bool) -> bool:
+    """Whether the folder holds this very data set. ValueError if it holds something that must not be lost."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    record = out / 'toyscenes.json'
+    if not record.is_file():
+        raise ValueError(f'{out} is there and is not a ToyScenes folder; nothing is overwritten. Give another folder')
+    if overwrite:
+        return False
+    if json.loads(record.read_text()) == made:
+        return True
+    raise ValueError(
+        f'{out} is not empty and was not made with these arguments ({made}). Give another folder, or --overwrite'
+    )
 
 
 def _write_split(

@@ -58,7 +58,7 @@ class ConcatUpsample(BaseModule):
             if out_channels is None
             else nn.Sequential(
                 nn.Conv2d(total, out_channels, 1, bias=False),
-                nn.GroupNorm(math.gcd(groups, out_channels), out_channels),
+                nn.GroupNorm(math.gcd(groups, max(out_channels // 4, 1)), out_channels),
                 nn.ReLU(inplace=True),
             )
         )

@@ -26,7 +26,7 @@ class Bottleneck(nn.Module):
         def conv(cin: int, cout: int, kernel: int) -> list[nn.Module]:
             return [
                 nn.Conv2d(cin, cout, kernel, padding=kernel // 2, bias=False),
-                nn.GroupNorm(math.gcd(groups, cout), cout),
+                nn.GroupNorm(math.gcd(groups, max(cout // 4, 1)), cout),
             ]
 
         self.branch = nn.Sequential(
