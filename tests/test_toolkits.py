@@ -116,12 +116,13 @@ model = dict(backbone=backbone, neck=dict(in_channels=[256] * 4),
     roi_head=dict(bbox_head=dict(num_classes=36), mask_head=dict(num_classes=36)))
 train_pipeline = [
     dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='Resize', scale=(64, 64), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5), dict(type='PackDetInputs')]
 data = dict(data_root='', ann_file={annotations!r}, data_prefix=dict(img={str(toyscenes / 'images' / 'train')!r}),
     metainfo=dict(classes={tuple(things)!r}))
 train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline, **data))
 val_pipeline = [
-    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64), keep_ratio=True), dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))]
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=val_pipeline, **data))
 test_dataloader = val_dataloader

@@ -37,7 +37,7 @@ custom_hooks = [
         type='mmdiffrep.SaveDiffusersHook',
         interval=250,
         dtype='fp16',
-        description='A small DDPM of ToyScenes pictures at 64×64 (drawn by this project; CC0).',
+        description='A small DDPM of ToyScenes pictures at 64×64 (drawn by this project; Apache-2.0).',
     ),
     dict(type='mmdiffrep.RandomStateHook'),
 ]
