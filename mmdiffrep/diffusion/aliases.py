@@ -81,7 +81,7 @@ def adm_blocks(unet_config: Mapping[str, Any]) -> list[Block]:
     layers = unet_config.get('layers_per_block', 2)
     levels = len(down)
 
-    inputs = [(0, (('conv', 'conv_in'),))]
+    inputs: list[tuple[int, tuple[tuple[str, str], ...]]] = [(0, (('conv', 'conv_in'),))]
     for level, attention in enumerate(down):
         path = f'down_blocks.{level}'
         inputs += [(level, _layer(path, j, attention)) for j in range(layers)]

@@ -75,10 +75,10 @@ def seeded_noise(seed: int, draw: int, image_key: int, shape: tuple[int, int, in
     A counter-based generator: SplitMix64's mixing function (Steele et al., OOPSLA 2014) of the coordinates, then
     Box–Muller. Coordinates below 2**20.
     """
-    channels, height, width = (np.arange(n, dtype=np.uint64) for n in shape)
+    c, y, x = [np.arange(n, dtype=np.uint64) for n in shape]
     twenty, forty = np.uint64(20), np.uint64(40)
     place = (
-        (channels[:, None, None] << forty) | (height[None, :, None] << twenty) | width[None, None, :]
+        (c[:, None, None] << forty) | (y[None, :, None] << twenty) | x[None, None, :]
     )
     digest = hashlib.blake2b(f'{seed}/{draw}/{image_key}'.encode(), digest_size=16).digest()
     key_a, key_b = np.frombuffer(digest, dtype=np.uint64)

@@ -6,7 +6,8 @@ table 1) stand behind one interface. ``t`` is a tensor (B,) in the schedule's ow
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor

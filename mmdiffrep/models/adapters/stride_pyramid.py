@@ -6,7 +6,7 @@ ODISE's projection of diffusion features (Xu et al., CVPR 2023, https://arxiv.or
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from mmengine.model import BaseModule
