@@ -75,7 +75,8 @@ def seeded_noise(seed: int, draw: int, image_key: int, shape: tuple[int, int, in
     A counter-based generator: SplitMix64's mixing function (Steele et al., OOPSLA 2014) of the coordinates, then
     Box–Muller. Coordinates below 2**20.
     """
-    c, y, x = [np.arange(n, dtype=np.uint64) for n in shape]
+    axes: list[np.ndarray] = [np.arange(n, dtype=np.uint64) for n in shape]
+    c, y, x = axes
     twenty, forty = np.uint64(20), np.uint64(40)
     place = (
         (c[:, None, None] << forty) | (y[None, :, None] << twenty) | x[None, None, :]
