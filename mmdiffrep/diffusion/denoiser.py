@@ -85,7 +85,8 @@ class Denoiser(nn.Module):
             condition: what else the network is told.
             taps: tap strings or paper aliases. The pass ends after the last of them.
             inject: tap -> tensor, broadcastable to the activation there and added to it on its way. Gradients reach it,
-                also under activation checkpointing.
+                also under activation checkpointing. At a block of the down path (``down_blocks.1``) it is added to what the
+                next block gets, not to the skip connections; at the block's last ResBlock or attention, to both.
 
         Returns:
             The given names with their maps (B, C_k, h_k, w_k), in the order of execution.

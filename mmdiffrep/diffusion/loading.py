@@ -97,7 +97,8 @@ def _from_hub(text: str) -> Source:
         folder = snapshot_download(
             repo,
             revision=revision or None,
-            allow_patterns=['*.json', '*.txt', '*.safetensors', '*.bin'],
+            # the network and its schedule; a pipeline's other parts stay on the hub
+            allow_patterns=['*.json', 'unet/*', 'scheduler/*', 'diffusion_pytorch_model*'],
         )
     except Exception as error:  # the hub's own error types differ between its releases
         raise FileNotFoundError(

@@ -65,7 +65,9 @@ class NoisePolicy:
             raise ValueError(
                 f'per-image noise needs one key an image: {shape[0]} images, keys {image_keys}'
             )
-        return torch.stack([seeded_noise(self.seed, index, key, shape[1:]) for key in image_keys])
+        # past the cache: an image rarely comes again before its entry would be gone
+        draw = seeded_noise.__wrapped__
+        return torch.stack([draw(self.seed, index, key, shape[1:]) for key in image_keys])
 
 
 @functools.lru_cache(maxsize=16)

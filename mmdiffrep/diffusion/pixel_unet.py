@@ -93,6 +93,7 @@ class PixelUNet(Denoiser):
         return image
 
     def run(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
+        self.check_image_size(tuple(x_t.shape[-2:]))
         ids = condition.class_ids if condition is not None else None
         if self.unet.class_embedding is not None and ids is None:
             if not torch.compiler.is_compiling() and not _is_fake(x_t):
