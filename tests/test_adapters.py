@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from mmdiffrep.models.adapters import ConcatUpsample, StridePyramid
 from mmdiffrep.models.adapters.base import map_size
 from mmdiffrep.models.adapters.stride_pyramid import _routes
-from mmdiffrep.models.backbones.geometry import cover, pad_to_multiple
+from mmdiffrep.diffusion.extraction import pad_to_multiple
+from mmdiffrep.models.backbones.geometry import cover
 
 SIZES = [(64, 64), (40, 72), (72, 40), (33, 47), (31, 8), (5, 3)]
 

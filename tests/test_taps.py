@@ -267,7 +267,7 @@ def test_two_passes_with_different_injections_before_one_backward(tiny_denoiser)
 
 def test_session_reads_a_repeated_module_once():
     module = torch.nn.Linear(2, 2)
-    session = TapSession({Tap('m'): module}, stop=False)
+    session = TapSession(torch.nn.ModuleDict(dict(m=module)), [Tap('m')], stop=False)
     with session():
         first = module(torch.zeros(1, 2))
         module(torch.ones(1, 2))

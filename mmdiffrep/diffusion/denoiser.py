@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .schedules import NoiseSchedule
-from .taps import Tap, TapInfo, TapSession, TraceEvent, find_module, trace
+from .taps import Tap, TapInfo, TapSession, check_tap
+from .tracing import TraceEvent, trace
 
 
 @dataclass
@@ -20,6 +21,24 @@ class Condition:
     """What the network is told besides x_t. Unset fields take the family's default."""
 
     class_ids: Tensor | None = None  # (B,) long
+    tokens: Tensor | None = None  # (B or 1, L, D) embedded text
+    time_bias: Tensor | None = None  # (B or 1, D) added to the time embedding
+
+
+@dataclass
+class Latent:
+    """x0 as the network sees an image: exact, or the mean and deviation of an autoencoder's posterior."""
+
+    mean: Tensor  # (B, C, H/s, W/s)
+    std: Tensor | None = None  # None: x0 is the mean
+
+    def draw(self, noise: Tensor | None = None) -> Tensor:
+        """x0; ``noise`` is standard normal and shaped like the mean."""
+        if self.std is None:
+            return self.mean
+        if noise is None:
+            raise ValueError('this latent is a sample of the posterior: give the noise that draws it')
+        return self.mean + self.std * noise.to(self.mean)
 
 
 class Denoiser(nn.Module):
@@ -49,6 +68,31 @@ class Denoiser(nn.Module):
         """(B, 3, H, W) RGB in [-1, 1] -> x0 (B, C, H/s, W/s)."""
         raise TypeError(f'{type(self).__name__} must define `encode`')
 
+    def is_static(self, name: str) -> bool:
+        """Whether a tap is in the autoencoder: it depends on the image alone, not on timestep, noise or condition."""
+        return False
+
+    def encode_tapped(
+        self, image: Tensor, taps: Sequence[str] = (), latent: bool = True
+    ) -> tuple[Latent | None, dict[str, Tensor]]:
+        """x0 of images (B, 3, H, W) in [-1, 1], and the static taps' maps, each computed once.
+
+        ``latent=False``: x0 is not needed, so that nothing behind the last tap is run.
+        """
+        return Latent(self.encode(image)), {}
+
+    def default_condition(self, batch: int) -> Condition | None:
+        """What the network is told when nothing is said."""
+        return None
+
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts -> tokens (B, L, D)."""
+        raise ValueError(f'{type(self).__name__} takes no text: leave prompts out')
+
+    def condition_channels(self) -> dict[str, int]:
+        """``token_channels`` and ``time_channels``: widths of a :class:`Condition`'s parts, as far as the network has them."""
+        return {}
+
     def run(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> Any:
         """One plain forward of the untouched network on noised input (B, C, h, w) at times t (B,)."""
         raise TypeError(f'{type(self).__name__} must define `run`')
@@ -66,7 +110,7 @@ class Denoiser(nn.Module):
     def tap(self, name: str | Tap) -> Tap:
         """The tap that a tap string or paper alias names, checked against the network."""
         tap = name if isinstance(name, Tap) else Tap.parse(self.resolve_alias(name))
-        find_module(self.network, tap.path)
+        check_tap(self.network, tap)
         return tap
 
     def features(
@@ -101,10 +145,7 @@ class Denoiser(nn.Module):
         for name in taps:
             names.setdefault(self.tap(name), []).append(str(name))
         added = {self.tap(name): value for name, value in (inject or {}).items()}
-        session = TapSession(
-            {tap: find_module(self.network, tap.path) for tap in names},
-            {tap: (find_module(self.network, tap.path), value) for tap, value in added.items()},
-        )
+        session = TapSession(self.network, names, added)
         previous, self._session = self._session, session
         try:
             with session():
@@ -155,7 +196,11 @@ class Denoiser(nn.Module):
                 1, self.image_channels, *image_size, device=like.device, dtype=like.dtype
             )
             t = self.schedule.example_timesteps(1).to(like.device)
-            self.run(self.encode(image), t, None)
+            self.run_all(image, t)
+
+    def run_all(self, image: Tensor, t: Tensor) -> None:
+        """Every part of the network once, in the order in which :class:`FeatureExtractor` runs them."""
+        self.run(self.encode(image), t, None)
 
     def tap_info(self, image_size: tuple[int, int]) -> dict[str, TapInfo]:
         """Channels, stride and order of every tap that gives a map, at an image size (H, W); in the order of execution."""
@@ -204,9 +249,7 @@ class Denoiser(nn.Module):
         wanted = {self.tap(name) for name in taps}
         parameters = dict(self.network.named_parameters())
         before = {name: p.requires_grad for name, p in parameters.items()}
-        session = TapSession(
-            {tap: find_module(self.network, tap.path) for tap in wanted}, stop=False
-        )
+        session = TapSession(self.network, wanted, stop=False)
         try:
             self.network.requires_grad_(True)
             with torch.enable_grad(), session():

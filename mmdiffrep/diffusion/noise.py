@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 KINDS = ('none', 'fresh', 'shared', 'per_image')
+# draws from here on are an autoencoder's own: they pick x0 from its posterior
+LATENT_STREAM = 1 << 20
 
 
 @dataclass(frozen=True)

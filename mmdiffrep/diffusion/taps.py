@@ -1,21 +1,26 @@
 """Taps: places in a network where an activation is read, or to which one is added.
 
-A tap is written ``'<module path>'`` or ``'<module path>:<side>'`` with side ``out`` (default) or ``in``. The path is
-diffusers' own, so any module can be tapped. The network itself is never edited: hooks live for one call.
+A tap is written ``'<module path>'`` or ``'<module path>:<side>'`` with side ``out`` (default) or ``in``; at an attention also
+``probs``, its probabilities averaged over heads, or ``head_probs``, those of every head. The path is diffusers' own, so any module
+can be tapped. Tokens of the image are given as maps. The network itself is never edited: hooks live for one call.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-SIDES = ('out', 'in')
+from .attention import check_attention, hook_probs
+from .tokens import Grid, enclosing, input_grid, map_shape, sees_text, to_map, to_tokens
+
+SIDES = ('out', 'in', 'probs', 'head_probs')
+PROBS = ('probs', 'head_probs')
 
 
 @dataclass(frozen=True, order=True)
@@ -70,6 +75,18 @@ def find_module(root: nn.Module, path: str) -> nn.Module:
         ) from None
 
 
+def check_tap(root: nn.Module, tap: Tap) -> None:
+    """ValueError for a tap that the network does not have, or that reads what has no place in the image."""
+    module = find_module(root, tap.path)
+    if tap.side in PROBS:
+        check_attention(tap.path, module)
+    elif sees_text(root, tap.path):
+        raise ValueError(
+            f'tap {str(tap)!r} reads tokens of the text, which have no place in the image. Tap the queries (to_q) or the '
+            "attention's ':probs', which is a map for each token"
+        )
+
+
 class StopForward(Exception):
     """Ends a forward pass once every wanted activation has been read."""
 
@@ -78,8 +95,9 @@ class TapSession:
     """Reads taps (and adds to them) during one forward pass.
 
     Args:
-        modules: what to read, each tap with its module.
-        inject: what to add: tap -> (module, tensor broadcastable to the activation).
+        root: the network, in which the taps' paths are looked up.
+        taps: what to read.
+        inject: what to add: tap -> tensor broadcastable to the activation (a map, where that is tokens).
         stop: raise :class:`StopForward` as soon as everything has been read.
 
     Reading a module that runs more than once takes its first activation. An activation that is injected into and read
@@ -88,12 +106,15 @@ class TapSession:
 
     def __init__(
         self,
-        modules: Mapping[Tap, nn.Module],
-        inject: Mapping[Tap, tuple[nn.Module, Tensor]] | None = None,
+        root: nn.Module,
+        taps: Iterable[Tap],
+        inject: Mapping[Tap, Tensor] | None = None,
         stop: bool = True,
     ) -> None:
-        self.modules = dict(modules)
+        self.root = root
+        self.taps = list(dict.fromkeys(taps))
         self.inject = dict(inject or {})
+        self.grids: dict[str, Grid] = {}  # module path -> grid of its input, if that was a map
         self.stop = stop
         self.captured: dict[Tap, Tensor] = {}  # in the order of execution
         self.injected: set[Tap] = set()
@@ -101,40 +122,74 @@ class TapSession:
 
     @property
     def complete(self) -> bool:
-        return len(self.captured) == len(self.modules)
+        return len(self.captured) == len(self.taps)
 
     @contextlib.contextmanager
     def injecting(self) -> Iterator[None]:
         """Add the injected tensors while this context is open (again while a checkpointed unit is recomputed)."""
         with contextlib.ExitStack() as stack:
-            for tap, (module, value) in self.inject.items():
+            for tap, value in self.inject.items():
+                module = self.root.get_submodule(tap.path)
                 stack.callback(_hook(module, tap.side, self._adder(tap, value)).remove)
             yield
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[TapSession]:
         with contextlib.ExitStack() as stack:
+            for path, module in self._around().items():
+                stack.callback(self._note_grid(path, module).remove)
             stack.enter_context(self.injecting())
-            for tap, module in self.modules.items():
-                stack.callback(_hook(module, tap.side, self._reader(tap)).remove)
+            for tap in self.taps:
+                for handle in self._handles(tap):
+                    stack.callback(handle.remove)
             with contextlib.suppress(StopForward):
                 yield self
 
+    def _around(self) -> dict[str, nn.Module]:
+        """The modules whose input may tell the height and width of the tapped tokens."""
+        return {path: m for tap in self.taps for path, m in enclosing(self.root, tap.path)}
+
+    def _note_grid(self, path: str, module: nn.Module) -> Any:
+        def note(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            grid = input_grid(module, args[0] if args else kwargs.get('hidden_states'))
+            if grid is not None:
+                self.grids[path] = grid
+
+        return module.register_forward_pre_hook(note, with_kwargs=True)
+
+    def _handles(self, tap: Tap) -> list[Any]:
+        module, read = self.root.get_submodule(tap.path), self._reader(tap)
+        if tap.side in PROBS:
+            return hook_probs(module, tap.side == 'probs', read)
+        return [_hook(module, tap.side, read)]
+
+    def _as_map(self, tap: Tap, value: Tensor) -> Tensor:
+        """Tokens of the image as a map; everything else as it is."""
+        if value.dim() == 3:
+            for path, _ in enclosing(self.root, tap.path):
+                grid = self.grids.get(path)
+                if grid is not None:
+                    fits = map_shape(tuple(value.shape), grid) != tuple(value.shape)
+                    return to_map(value, grid) if fits else value
+        return value
+
     def _reader(self, tap: Tap) -> Callable[[Tensor], None]:
         def read(value: Tensor) -> None:
-            self.captured.setdefault(tap, value)
+            if tap not in self.captured:
+                self.captured[tap] = self._as_map(tap, value)
             # A checkpointed unit must finish, else its recomputation does not match; `checkpointed` stops after it.
             if self.stop and self.complete and self.checkpoint_depth == 0:
                 raise StopForward
 
         return read
 
-    def _adder(self, tap: Tap, value: Tensor) -> Callable[[Tensor], Tensor]:
+    def _adder(self, tap: Tap, given: Tensor) -> Callable[[Tensor], Tensor]:
         def add(activation: Tensor) -> Tensor:
             self.injected.add(tap)
+            value = to_tokens(given) if given.dim() == 4 and activation.dim() == 3 else given
             if not _fits(value.shape, activation.shape):
                 raise ValueError(
-                    f'inject: a tensor of shape {tuple(value.shape)} cannot be added to the activation at {str(tap)!r}, '
+                    f'inject: a tensor of shape {tuple(given.shape)} cannot be added to the activation at {str(tap)!r}, '
                     f'of shape {tuple(activation.shape)}: it must be broadcastable to it'
                 )
             return activation + value.to(activation)
@@ -208,39 +263,3 @@ def _hook(module: nn.Module, side: str, act: Callable[[Tensor], Tensor | None]) 
         return None if new is None else (args, {**kwargs, 'hidden_states': new})
 
     return module.register_forward_pre_hook(before, with_kwargs=True)
-
-
-@dataclass(frozen=True)
-class TraceEvent:
-    """One side of one module as it was passed in a forward; ``shape`` is None where no tensor was seen."""
-
-    tap: Tap
-    shape: tuple[int, ...] | None
-
-
-def trace(root: nn.Module, run: Callable[[], Any]) -> list[TraceEvent]:
-    """Every module side that ``run`` passes, in the order of execution."""
-    events: list[TraceEvent] = []
-
-    def note(path: str, side: str, value: Any) -> None:
-        if isinstance(value, (tuple, list)) and value:
-            value = value[0]
-        events.append(
-            TraceEvent(Tap(path, side), tuple(value.shape) if isinstance(value, Tensor) else None)
-        )
-
-    with contextlib.ExitStack() as stack:
-        for path, module in root.named_modules():
-            if not path:
-                continue
-
-            def before(_m: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
-                note(path, 'in', args[0] if args else kwargs.get('hidden_states'))
-
-            def after(_m: nn.Module, _args: Any, output: Any, path: str = path) -> None:
-                note(path, 'out', output)
-
-            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(after).remove)
-        run()
-    return events

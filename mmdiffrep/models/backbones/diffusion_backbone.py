@@ -12,13 +12,14 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdiffrep.diffusion.denoiser import Condition, Denoiser
-from mmdiffrep.diffusion.noise import NoisePolicy, image_key
+from mmdiffrep.diffusion.extraction import FeatureExtractor, listed
+from mmdiffrep.diffusion.noise import NoisePolicy
 from mmdiffrep.diffusion.taps import find_module
 from mmdiffrep.registry import MODELS
 
 from ..adapters.base import map_size
 from .checks import check_image, check_range, watch_learning_rate
-from .geometry import cover, pad_to_multiple
+from .geometry import cover
 from .holder import DenoiserHolder
 
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
@@ -32,7 +33,8 @@ class DiffusionBackbone(BaseModule):
     Args:
         denoiser: config of a denoiser, e.g. ``dict(type='mmdiffrep.PixelUNet', pretrained='mmdiffrep/toy-unet')``.
         taps: where activations are read (see ``tools/list_taps.py``); paper aliases are allowed.
-        timesteps: one or several, in the schedule's units. Several give the taps' maps for each, t-major.
+        timesteps: one or several, in the schedule's units. Several give the taps' maps for each, t-major; an autoencoder's taps
+            come once.
         noise: a :class:`NoisePolicy`'s arguments; default: one shared draw, seed 0.
         adapter: config of an adapter (``StridePyramid``, ``ConcatUpsample``); None gives the raw maps. Its ``in_channels`` and
             ``in_strides`` are filled in.
@@ -46,6 +48,8 @@ class DiffusionBackbone(BaseModule):
             it and maps to [-1, 1]. Defaults: ImageNet's, as in stock configs.
         bgr: whether images come as BGR (``bgr_to_rgb=False`` in the data preprocessor).
         class_id: class told to a class-conditional network.
+        conditioner: config of a module that tells the network more, for example ``dict(type='mmdiffrep.TextAdapter')``. Its
+            ``token_channels`` and ``time_channels`` are filled in; where it is trained, gradients pass through the network.
         pretrained: not used, with a warning: what mmseg hands down from a stock config's ``model.pretrained``.
 
     Attributes:
@@ -68,6 +72,7 @@ class DiffusionBackbone(BaseModule):
         image_std: Sequence[float] = IMAGENET_STD,
         bgr: bool = False,
         class_id: int | None = None,
+        conditioner: Mapping[str, Any] | None = None,
         pretrained: str | None = None,
         init_cfg: dict | None = None,
     ) -> None:
@@ -79,34 +84,32 @@ class DiffusionBackbone(BaseModule):
                 'set model.pretrained=None to silence this',
                 stacklevel=2,
             )
-        if isinstance(taps, str) or not taps:
-            raise ValueError(f"taps must be a list of at least one tap, got {taps!r}; e.g. ['up_blocks.1']")
         if dtype not in (None, *DTYPES):
             raise ValueError(f'dtype={dtype!r} is unknown; allowed: {list(DTYPES)} or None')
         if isinstance(trainable, str):
             trainable = [trainable]
-        self.noise = NoisePolicy(**(noise or {}))
-        self.grad_through, self.bgr, self.class_id = grad_through, bgr, class_id
+        self.bgr, self.class_id = bgr, class_id
+        taps = listed(taps)
         network = _build_denoiser(denoiser, taps)
         if not len(image_mean) == len(image_std) == network.image_channels:
             raise ValueError(
                 f'image_mean={list(image_mean)} and image_std={list(image_std)} were given; the network takes images of '
                 f'{network.image_channels} channels: give one number for each'
             )
-        self.taps = _ordered(network, taps)
-        self.timesteps = _timesteps(network, timesteps)
-        self.amp_dtype = _set_up(network, self.taps, trainable, with_cp, dtype, channels_last)
+        # no module, so that the frozen network stays outside the module tree
+        self.extractor = FeatureExtractor(network, taps, timesteps, NoisePolicy(**(noise or {})))
+        self.amp_dtype = _set_up(network, taps, trainable, with_cp, dtype, channels_last)
         trained = [''] if trainable is True else list(trainable or [])
         self.holder = DenoiserHolder(network, trained)
         self.trains_network = bool(trained)
         self.register_buffer('image_mean', torch.tensor(image_mean).view(-1, 1, 1), False)
         self.register_buffer('image_std', torch.tensor(image_std).view(-1, 1, 1), False)
 
-        size = (max(64, network.divisor),) * 2
-        size = tuple(-(-side // network.divisor) * network.divisor for side in size)
-        info = network.tap_info(size)
-        per_time = [info[str(network.tap(name))] for name in self.taps]
-        self.tap_infos = per_time * len(self.timesteps)
+        self.conditioner = _build_conditioner(conditioner, network)
+        self.grad_through = grad_through or any(
+            p.requires_grad for p in (self.conditioner.parameters() if self.conditioner else ())
+        )
+        self.tap_infos = self.extractor.infos()
         self.adapter = _build_adapter(adapter, self.tap_infos)
         source = self.adapter if self.adapter is not None else None
         self.out_channels = list(
@@ -117,10 +120,32 @@ class DiffusionBackbone(BaseModule):
         )
         self._range_checked = False
         self._lr_watched = False
+        self._prompts: list[str] | None = None
 
     @property
     def denoiser(self) -> Denoiser:
         return self.holder.denoiser
+
+    @property
+    def taps(self) -> list[str]:
+        return self.extractor.taps
+
+    @property
+    def timesteps(self) -> list[float]:
+        return self.extractor.timesteps
+
+    @property
+    def noise(self) -> NoisePolicy:
+        return self.extractor.noise
+
+    @contextlib.contextmanager
+    def prompted(self, prompts: Sequence[str]) -> Iterator[None]:
+        """Tell the network one prompt an image while this context is open; afterwards the fixed prompt is back."""
+        before, self._prompts = self._prompts, list(prompts)
+        try:
+            yield
+        finally:
+            self._prompts = before
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Images (B, 3, H, W) as the data preprocessor left them -> maps (B, C_k, ceil(H/s_k), ceil(W/s_k)).
@@ -143,9 +168,7 @@ class DiffusionBackbone(BaseModule):
                 stack.enter_context(torch.no_grad())
             stack.enter_context(self._precision(image.device.type))
             rgb = self.to_rgb(image)
-            keys = [image_key(x) for x in rgb] if self.noise.kind == 'per_image' else None
-            x0 = self.denoiser.encode(pad_to_multiple(rgb, self.denoiser.divisor))
-            maps = [x for t in self.timesteps for x in self._at(x0, t, keys)]
+            maps = self.extractor(rgb, self._condition(rgb))
         size = tuple(image.shape[-2:])
         return tuple(
             cover(x.to(image.dtype), info.stride, size) for x, info in zip(maps, self.tap_infos)
@@ -160,22 +183,19 @@ class DiffusionBackbone(BaseModule):
             check_range(rgb, self.image_mean.flatten().tolist(), self.image_std.flatten().tolist())
         return rgb
 
-    def _at(self, x0: Tensor, timestep: float, keys: list[int] | None) -> list[Tensor]:
-        """The taps' maps at one timestep, averaged over the draws of noise."""
-        t = torch.full((len(x0),), timestep, device=x0.device)
-        condition = None
+    def _condition(self, rgb: Tensor) -> Condition | None:
+        """What the network is told about a batch of images."""
+        condition = self.denoiser.default_condition(len(rgb))
+        if self._prompts is not None:
+            if len(self._prompts) != len(rgb):
+                raise ValueError(f'{len(self._prompts)} prompts were given for {len(rgb)} images: give one for each')
+            condition = Condition(tokens=self.denoiser.encode_text(self._prompts).to(rgb.device))
         if self.class_id is not None:
-            condition = Condition(class_ids=torch.full_like(t, self.class_id, dtype=torch.long))
-        total: list[Tensor] = []
-        for draw in range(self.noise.draws):
-            noise = self.noise.draw(tuple(x0.shape), draw, keys)
-            x_t = x0
-            if noise is not None:
-                x_t = self.denoiser.schedule.add_noise(x0, noise.to(x0), t)
-            found = self.denoiser.features(x_t, t, condition, self.taps)
-            maps = [found[name] for name in self.taps]
-            total = maps if not total else [a + b for a, b in zip(total, maps)]
-        return [x / self.noise.draws for x in total] if self.noise.draws > 1 else total
+            condition = condition or Condition()
+            condition.class_ids = torch.full((len(rgb),), self.class_id, device=rgb.device)
+        if self.conditioner is not None:
+            condition = self.conditioner(rgb, condition)
+        return condition
 
     @contextlib.contextmanager
     def _precision(self, device: str) -> Iterator[None]:
@@ -199,23 +219,6 @@ def _build_denoiser(denoiser: Mapping[str, Any] | Denoiser, taps: Sequence[str])
         denoiser.cut(taps)
         return denoiser
     return MODELS.build(dict(denoiser, keep_taps=list(taps)))
-
-
-def _ordered(denoiser: Denoiser, taps: Sequence[str]) -> list[str]:
-    """The taps as given; the same place twice is a mistake."""
-    canonical = [denoiser.tap(name) for name in taps]
-    if len(set(canonical)) < len(canonical):
-        raise ValueError(f'taps {list(taps)} name the same place twice: {[str(tap) for tap in canonical]}')
-    return [str(name) for name in taps]
-
-
-def _timesteps(denoiser: Denoiser, timesteps: float | Sequence[float]) -> list[float]:
-    listed = list(timesteps) if isinstance(timesteps, (list, tuple)) else [timesteps]
-    if not listed:
-        raise ValueError('timesteps is empty: give at least one, e.g. timesteps=50')
-    for t in listed:
-        denoiser.schedule.check_timesteps(torch.full((1,), t))
-    return listed
 
 
 def _set_up(
@@ -244,6 +247,15 @@ def _set_up(
     if with_cp:
         denoiser.set_checkpointing(True)
     return amp_dtype
+
+
+def _build_conditioner(
+    conditioner: Mapping[str, Any] | None, denoiser: Denoiser
+) -> nn.Module | None:
+    if conditioner is None:
+        return None
+    channels = denoiser.condition_channels()
+    return MODELS.build(dict(conditioner, **channels))
 
 
 def _build_adapter(adapter: Mapping[str, Any] | None, infos: Sequence[Any]) -> nn.Module | None:

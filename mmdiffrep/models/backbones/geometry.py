@@ -1,4 +1,4 @@
-"""Padding before the network, and maps that cover exactly the image that was given."""
+"""Maps that cover exactly the image that was given."""
 
 from __future__ import annotations
 
@@ -7,14 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..adapters.base import map_size
-
-
-def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """Repeat the last row and column until both sides of (B, C, H, W) are multiples."""
-    bottom, right = (-image.shape[-2] % multiple, -image.shape[-1] % multiple)
-    if not (bottom or right):
-        return image
-    return F.pad(image, (0, right, 0, bottom), mode='replicate')
 
 
 def cover(feature: Tensor, stride: float, image_size: tuple[int, int]) -> Tensor:

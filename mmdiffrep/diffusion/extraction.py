@@ -1,0 +1,122 @@
+"""From an image to maps: encode once, noise it, look at it, average the draws, cover the image. Toolkit-free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .denoiser import Condition, Denoiser, Latent
+from .noise import LATENT_STREAM, NoisePolicy, image_key
+from .taps import TapInfo
+
+
+class FeatureExtractor:
+    """Reads a denoiser's taps for images in [-1, 1].
+
+    Args:
+        denoiser: where to look.
+        taps: tap strings or paper aliases, each place once.
+        timesteps: one or several, in the schedule's units.
+        noise: which noise; its draws are averaged.
+
+    The maps come t-major: every tap at the first timestep, then at the second. Taps of an autoencoder do not depend on the
+    timestep; they are read once and stand among the first timestep's.
+
+    Raises:
+        ValueError: an unknown tap, the same place twice, a timestep outside the schedule.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        taps: Sequence[str],
+        timesteps: float | Sequence[float] = 50,
+        noise: NoisePolicy | None = None,
+    ) -> None:
+        self.denoiser = denoiser
+        self.noise = noise or NoisePolicy()
+        self.taps = _distinct(denoiser, listed(taps))
+        self.timesteps = _checked(denoiser, timesteps)
+        self.static = [name for name in self.taps if denoiser.is_static(name)]
+        self.moving = [name for name in self.taps if name not in self.static]
+        if not self.moving:
+            self.timesteps = self.timesteps[:1]
+        # (timestep, tap) of each map
+        self.order = [
+            (t, name) for k, t in enumerate(self.timesteps) for name in (self.moving if k else self.taps)
+        ]
+
+    def infos(self) -> list[TapInfo]:
+        """Channels and stride of each map that is given."""
+        step = self.denoiser.divisor
+        size = (-(-max(64, step) // step) * step,) * 2
+        info = self.denoiser.tap_info(size)
+        return [info[str(self.denoiser.tap(name))] for _, name in self.order]
+
+    def __call__(self, rgb: Tensor, condition: Condition | None = None) -> list[Tensor]:
+        """RGB (B, 3, H, W) in [-1, 1] -> the maps (B, C_k, h_k, w_k) of the padded image, in the order of :attr:`order`."""
+        keys = [image_key(x) for x in rgb] if self.noise.kind == 'per_image' else None
+        padded = pad_to_multiple(rgb, self.denoiser.divisor)
+        latent, static = self.denoiser.encode_tapped(padded, self.static, latent=bool(self.moving))
+        found = {(self.timesteps[0], name): value for name, value in static.items()}
+        if self.moving:
+            assert latent is not None
+            if condition is None:
+                condition = self.denoiser.default_condition(len(rgb))
+            for t in self.timesteps:
+                for name, value in zip(self.moving, self._at(latent, t, keys, condition)):
+                    found[t, name] = value
+        return [found[key] for key in self.order]
+
+    def _at(
+        self, latent: Latent, timestep: float, keys: list[int] | None, condition: Condition | None
+    ) -> list[Tensor]:
+        """The moving taps' maps at one timestep, averaged over the draws of noise."""
+        shape = tuple(latent.mean.shape)
+        t = torch.full((shape[0],), timestep, device=latent.mean.device)
+        total: list[Tensor] = []
+        for draw in range(self.noise.draws):
+            x0 = latent.mean
+            if latent.std is not None:
+                x0 = latent.draw(self.noise.draw(shape, draw + LATENT_STREAM, keys))  # type: ignore[arg-type]
+            noise = self.noise.draw(shape, draw, keys)  # type: ignore[arg-type]
+            x_t = x0 if noise is None else self.denoiser.schedule.add_noise(x0, noise.to(x0), t)
+            found = self.denoiser.features(x_t, t, condition, self.moving)
+            maps = [found[name] for name in self.moving]
+            total = maps if not total else [a + b for a, b in zip(total, maps)]
+        return [x / self.noise.draws for x in total] if self.noise.draws > 1 else total
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column until both sides of (B, C, H, W) are multiples."""
+    bottom, right = (-image.shape[-2] % multiple, -image.shape[-1] % multiple)
+    if not (bottom or right):
+        return image
+    return F.pad(image, (0, right, 0, bottom), mode='replicate')
+
+
+def listed(taps: Sequence[str]) -> list[str]:
+    """``taps`` as a list; ValueError for a single string or none."""
+    if isinstance(taps, str) or not taps:
+        raise ValueError(f"taps must be a list of at least one tap, got {taps!r}; e.g. ['up_blocks.1']")
+    return list(taps)
+
+
+def _distinct(denoiser: Denoiser, taps: Sequence[str]) -> list[str]:
+    """The taps as given; the same place twice is a mistake."""
+    canonical = [denoiser.tap(name) for name in taps]
+    if len(set(canonical)) < len(canonical):
+        raise ValueError(f'taps {list(taps)} name the same place twice: {[str(tap) for tap in canonical]}')
+    return [str(name) for name in taps]
+
+
+def _checked(denoiser: Denoiser, timesteps: float | Sequence[float]) -> list[float]:
+    listed = list(timesteps) if isinstance(timesteps, (list, tuple)) else [timesteps]
+    if not listed or len(set(listed)) < len(listed):
+        raise ValueError(f'timesteps={timesteps}: give at least one, and each once, e.g. timesteps=50')
+    for t in listed:
+        denoiser.schedule.check_timesteps(torch.full((1,), t))
+    return listed  # type: ignore[return-value]

@@ -1,0 +1,82 @@
+"""One forward seen from outside: every module side that it passes, with shapes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from .taps import Tap
+from .tokens import Grid, input_grid, map_shape, sees_text
+
+
+@dataclass(frozen=True)
+class TraceEvent:
+    """One side of one module as it was passed in a forward; ``shape`` is None where no tensor was seen.
+
+    Tokens of the image have the shape of their map (B, C, h, w).
+    """
+
+    tap: Tap
+    shape: tuple[int, ...] | None
+
+
+class _Tracer:
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+        self.events: list[TraceEvent] = []
+        self.open: list[Grid | None] = []  # of the modules that are running, outermost first
+        self.last: dict[str, tuple[int, ...]] = {}  # path -> raw shape of its latest output
+
+    def grid(self) -> Grid | None:
+        return next((grid for grid in reversed(self.open) if grid is not None), None)
+
+    def note(self, path: str, side: str, shape: tuple[int, ...] | None) -> None:
+        if shape is not None and not sees_text(self.root, path):
+            shape = map_shape(shape, self.grid())
+        self.events.append(TraceEvent(Tap(path, side), shape))
+
+    def before(self, path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            value = args[0] if args else kwargs.get('hidden_states')
+            self.open.append(input_grid(module, value))
+            if path:
+                self.note(path, 'in', _shape(value))
+
+        return hook
+
+    def after(self, path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, _args: Any, output: Any) -> None:
+            if path:
+                self.last[path] = _shape(output) or ()
+                self._note_probs(path, module)
+                self.note(path, 'out', _shape(output))
+            self.open.pop()
+
+        return hook
+
+    def _note_probs(self, path: str, module: nn.Module) -> None:
+        query, key = (self.last.get(f'{path}.{name}', ()) for name in ('to_q', 'to_k'))
+        if len(query) == 3 == len(key) and hasattr(module, 'heads'):
+            self.note(path, 'probs', (query[0], query[1], key[1]))
+            self.note(path, 'head_probs', (query[0], query[1], module.heads * key[1]))
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    if isinstance(value, (tuple, list)) and value:
+        value = value[0]
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def trace(root: nn.Module, run: Callable[[], Any]) -> list[TraceEvent]:
+    """Every module side that ``run`` passes, in the order of execution."""
+    tracer = _Tracer(root)
+    with contextlib.ExitStack() as stack:
+        for path, module in root.named_modules():
+            stack.callback(module.register_forward_pre_hook(tracer.before(path), with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(tracer.after(path)).remove)
+        run()
+    return tracer.events
