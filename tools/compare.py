@@ -1,104 +1,103 @@
 #!/usr/bin/env python
-"""Train several configs over several seeds under the same conditions and print metric ± deviation side by side.
+"""Train or test several configs over several seeds under equal conditions and report quality beside cost.
 
-Runs that are finished are not repeated, so that an interrupted comparison goes on where it was.
+The table gives metric ± deviation, parameters, FLOPs, images a second, peak memory, and what each config was pre-trained on;
+below it stands where the comparison is unfair. Written to WORK_DIR/TAG.md, .csv, .json and .png (quality over cost).
+
+Runs that are finished are not repeated, so that an interrupted comparison goes on where it was; a run is repeated when its
+config, one of its bases, an option or the checkpoint has changed.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import statistics
-import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
-TRAIN = Path(__file__).with_name('train.py')
+import mmdiffrep  # noqa: F401  before the toolkits, so that they work with mmcv-lite
+from mmdiffrep import compat
+from mmdiffrep.utils.comparison import matching, picture, report
+from mmdiffrep.utils.comparison.entries import make_entries
+from mmdiffrep.utils.comparison.runs import RunError
+from mmdiffrep.utils.comparison.study import Study, study
+
+TOOLS = Path(__file__).resolve().parent
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('configs', nargs='+', help='configs to compare')
-    parser.add_argument('--seeds', type=int, default=3, help='seeds 0 … N-1 (default 3)')
-    parser.add_argument('--metric', default='mIoU', help='name in the validation log')
+    parser.add_argument(
+        '--test', nargs='+', metavar='CHECKPOINT',
+        help='only evaluate: a checkpoint for each config, in their order; {seed} stands for the seed',
+    )  # fmt: skip
+    parser.add_argument(
+        '--seeds', type=int, help='seeds 0 … N-1 (default 3; with --test 1)'
+    )
+    parser.add_argument(
+        '--metric', nargs='+', default=['mIoU'],
+        help='names in the validation log, e.g. mIoU aAcc, or coco_panoptic/PQ; the first one orders the table',
+    )  # fmt: skip
     parser.add_argument('--work-dir', default='work_dirs/compare')
     parser.add_argument('--tag', default='', help='names this budget, e.g. 20-labels')
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
         help='changes to every config; {seed} stands for the seed',
     )  # fmt: skip
-    args = parser.parse_args()
-    rows = []
-    jobs = [(config, seed) for config in args.configs for seed in range(args.seeds)]
-    scores: dict[str, list[float]] = {}
-    begin = time.time()
-    for number, (config, seed) in enumerate(jobs):
-        score, seconds = run(config, seed, args)
-        scores.setdefault(config, []).append(score)
-        rows.append(dict(config=Path(config).stem, tag=args.tag, seed=seed, score=score, seconds=seconds))
-        left = (time.time() - begin) / (number + 1) * (len(jobs) - number - 1)
-        print(f'[{number + 1}/{len(jobs)}] {Path(config).stem} seed {seed}: {args.metric} {score:.2f} ({seconds:.0f} s), about {left / 60:.0f} min left', flush=True)  # fmt: skip
-    table = markdown(scores, args.metric, args.tag)
-    print(table)
-    out = Path(args.work_dir) / (args.tag or 'all')
-    out.with_suffix('.md').write_text(table + '\n', encoding='utf-8')
-    with open(out.with_suffix('.csv'), 'w', newline='') as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+    parser.add_argument(
+        '--match', nargs='+', default=[], choices=sorted(matching.UNITS),
+        help='add a table at equal cost of training, read from the validation curves',
+    )  # fmt: skip
+    parser.add_argument(
+        '--cost', default='flops', choices=sorted(picture.AXES),
+        help="the picture's horizontal axis: FLOPs, parameters, time or memory of an image's inference",
+    )  # fmt: skip
+    parser.add_argument(
+        '--size', type=int, nargs=2, metavar=('H', 'W'),
+        help="image size at which the cost is measured; default: the config's",
+    )  # fmt: skip
+    parser.add_argument(
+        '--batch-size', type=int, default=1,
+        help='images at once, where images/s and memory are measured (default 1)',
+    )  # fmt: skip
+    return parser
+
+
+def prepare(args: argparse.Namespace) -> Study:
+    """What the command line asks for. Raises: ValueError, FileNotFoundError with the cure."""
+    compat.check_environment()
+    seeds = (1 if args.test else 3) if args.seeds is None else args.seeds
+    for name, values in (('--size', args.size or [1]), ('--batch-size', [args.batch_size])):
+        if min(values) < 1:
+            raise ValueError(f'{name} {" ".join(map(str, values))} does not fit: give whole numbers, at least 1')
+    if args.test and args.match:
+        raise ValueError('--match reads validation curves of trainings: leave it out with --test')
+    return Study(
+        entries=make_entries(args.configs, args.cfg_options, args.test, seeds),
+        seeds=seeds,
+        metrics=args.metric,
+        work_dir=Path(args.work_dir),
+        tools=TOOLS,
+        tag=args.tag,
+        match=args.match,
+        cost=args.cost,
+        batch_size=args.batch_size,
+        size=tuple(args.size) if args.size else None,
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    try:
+        comparison = study(prepare(args), say=partial(print, flush=True))
+    except (ValueError, FileNotFoundError, RunError, RuntimeError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1 if isinstance(error, RunError) else 2
+    print(f'\n{report.markdown(comparison)}')
     return 0
-
-
-def run(config: str, seed: int, args: argparse.Namespace) -> tuple[float, float]:
-    """One training in a process of its own; (score, seconds)."""
-    folder = Path(args.work_dir) / args.tag / Path(config).stem / f'seed-{seed}'
-    done = folder / 'result.json'
-    options = [option.replace('{seed}', str(seed)) for option in args.cfg_options]
-    asked = dict(config=Path(config).read_text(), options=options, metric=args.metric)
-    if done.is_file():
-        record = json.loads(done.read_text())
-        if record['asked'] == asked:
-            return record['score'], record['seconds']
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(TRAIN), config, '--work-dir', str(folder), '--seed', str(seed)]
-    command += ['--cfg-options', *options] if options else []
-    begin = time.time()
-    with open(folder / 'log.txt', 'w') as log:
-        status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
-    if status:
-        tail = (folder / 'log.txt').read_text().splitlines()[-5:]
-        raise SystemExit(f'{config} seed {seed} failed; end of {folder / "log.txt"}:\n' + '\n'.join(tail))
-    score, seconds = last_metric(folder, args.metric), time.time() - begin
-    temporary = done.with_suffix('.tmp')
-    temporary.write_text(json.dumps(dict(asked=asked, score=score, seconds=seconds)))
-    temporary.rename(done)
-    return score, seconds
-
-
-def last_metric(folder: Path, metric: str) -> float:
-    """The last value of a validation metric in a run's newest log."""
-    logs = sorted(folder.glob('*/vis_data/scalars.json'))
-    values = []
-    for line in logs[-1].read_text().splitlines() if logs else []:
-        record = json.loads(line)
-        if metric in record:
-            values.append(record[metric])
-    if not values:
-        raise SystemExit(f'{folder}: no {metric!r} was logged. Does the config validate, and is the metric called so?')
-    return float(values[-1])
-
-
-def markdown(scores: dict[str, list[float]], metric: str, tag: str) -> str:
-    lines = [f'| {tag or "config"} | {metric} | seeds |', '|---|---|---|']
-    for config, values in sorted(scores.items(), key=lambda item: -statistics.mean(item[1])):
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        each = ', '.join(f'{value:.1f}' for value in values)
-        lines.append(f'| {Path(config).stem} | {statistics.mean(values):.1f} ± {spread:.1f} | {each} |')
-    return '\n'.join(lines)
 
 
 if __name__ == '__main__':
