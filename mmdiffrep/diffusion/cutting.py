@@ -27,23 +27,27 @@ def shorten_unet(unet: nn.Module, last: Tap) -> None:
     Blocks behind it go, the output head becomes a pass-through, and inside the last block the list entries behind it go.
     What is finer (the middle of a ResBlock) is kept: there the forward pass is stopped.
     """
+    shorten_stages(unet, last, ('conv_in', 'down_blocks', 'mid_block', 'up_blocks'))
+
+
+def shorten_stages(unet: nn.Module, last: Tap, order: tuple[str, ...]) -> None:
+    """The same for a network that runs the stages ``order`` and then its head: a U-Net, an autoencoder's encoder or decoder."""
     parts = last.path.split('.')
     stage = parts[0]
-    order = ('conv_in', 'down_blocks', 'mid_block', 'up_blocks')
     if stage not in order:
         return  # the time embedding or the head itself: nothing to gain
     position = order.index(stage)
     for name in ('conv_norm_out', 'conv_act', 'conv_out'):
         if getattr(unet, name, None) is not None:
             setattr(unet, name, PassThrough())
-    if position < order.index('up_blocks'):
-        unet.up_blocks = nn.ModuleList()
-    if position < order.index('mid_block'):
-        unet.mid_block = None
-    elif last == Tap('mid_block', 'in'):
+    for name in order[position + 1 :]:
+        if name.endswith('blocks'):
+            setattr(unet, name, nn.ModuleList())
+        elif name == 'mid_block':
+            # U-Nets skip a middle that is None; an autoencoder calls it
+            unet.mid_block = None if 'down_blocks' in order and 'up_blocks' in order else PassThrough()
+    if last == Tap('mid_block', 'in'):
         unet.mid_block = PassThrough()
-    if position < order.index('down_blocks'):
-        unet.down_blocks = nn.ModuleList()
     if stage in ('down_blocks', 'up_blocks') and len(parts) > 1:
         index = int(parts[1])
         setattr(unet, stage, getattr(unet, stage)[: index + 1])

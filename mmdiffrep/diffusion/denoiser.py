@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,16 +145,11 @@ class Denoiser(nn.Module):
         for name in taps:
             names.setdefault(self.tap(name), []).append(str(name))
         added = {self.tap(name): value for name, value in (inject or {}).items()}
+        if condition is not None and condition.time_bias is not None:
+            added[self.tap('time_embedding')] = condition.time_bias
         session = TapSession(self.network, names, added)
-        previous, self._session = self._session, session
-        try:
-            with session():
-                self.run(x_t, t, condition)
-        finally:
-            self._session = previous
-        missing = [names[tap][0] for tap in names if tap not in session.captured]
-        if missing:
-            raise ValueError(f'taps {missing} were not reached: their modules do not run in a forward pass')
+        with self._reading(session):
+            self.run(x_t, t, condition)
         idle = [str(tap) for tap in added if tap not in session.injected]
         if idle:
             raise ValueError(
@@ -162,12 +157,30 @@ class Denoiser(nn.Module):
                 'would change nothing'
             )
         maps = {name: value for tap, value in session.captured.items() for name in names[tap]}
+        self.check_maps(maps, list(taps))
+        return maps
+
+    @contextlib.contextmanager
+    def _reading(self, session: TapSession) -> Iterator[None]:
+        """Hooks of ``session`` while this context is open; checkpointed units know of it."""
+        previous, self._session = self._session, session
+        try:
+            with session():
+                yield
+        finally:
+            self._session = previous
+
+    @staticmethod
+    def check_maps(maps: Mapping[str, Tensor], taps: Sequence[str]) -> None:
+        """ValueError for taps that were not reached or do not give maps (B, C, h, w)."""
+        missing = [name for name in taps if name not in maps]
+        if missing:
+            raise ValueError(f'taps {missing} were not reached: their modules do not run in a forward pass')
         wrong = {name: tuple(value.shape) for name, value in maps.items() if value.dim() != 4}
         if wrong:
             raise ValueError(
                 f'taps {wrong} do not give maps (B, C, h, w). tools/list_taps.py prints the taps that do'
             )
-        return maps
 
     def checkpoint(self, module: nn.Module, *args: Any) -> Any:
         """Activation checkpointing as diffusers calls it, which knows about taps and injections."""

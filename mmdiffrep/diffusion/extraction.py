@@ -114,9 +114,11 @@ def _distinct(denoiser: Denoiser, taps: Sequence[str]) -> list[str]:
 
 
 def _checked(denoiser: Denoiser, timesteps: float | Sequence[float]) -> list[float]:
-    listed = list(timesteps) if isinstance(timesteps, (list, tuple)) else [timesteps]
-    if not listed or len(set(listed)) < len(listed):
-        raise ValueError(f'timesteps={timesteps}: give at least one, and each once, e.g. timesteps=50')
-    for t in listed:
+    chosen = list(timesteps) if isinstance(timesteps, (list, tuple)) else [timesteps]
+    if not chosen:
+        raise ValueError('timesteps is empty: give at least one, e.g. timesteps=50')
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f'timesteps={chosen} holds one twice: give each once')
+    for t in chosen:
         denoiser.schedule.check_timesteps(torch.full((1,), t))
-    return listed  # type: ignore[return-value]
+    return chosen  # type: ignore[return-value]

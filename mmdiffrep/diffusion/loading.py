@@ -18,6 +18,10 @@ import torch
 from torch import Tensor, nn
 
 SHIPPED = Path(__file__).resolve().parents[1] / 'data' / 'weights'
+HUB_PATTERNS = (
+    'unet/*', 'transformer/*', 'vae/*', 'text_encoder/*', 'tokenizer/*', 'scheduler/*', 'diffusion_pytorch_model*',
+)  # fmt: skip
+HUB_UNUSED = ('*.msgpack', '*.onnx*', '*.ckpt', '*non_ema*', '*flax*', '*openvino*', '*.h5')
 WEIGHT_SUFFIXES = ('.safetensors', '.pt', '.pth', '.ckpt', '.bin')
 
 
@@ -94,12 +98,11 @@ def _from_hub(text: str) -> Source:
 
     repo, _, revision = text.partition('@')
     try:
-        folder = snapshot_download(
-            repo,
-            revision=revision or None,
-            # the network and its schedule; a pipeline's other parts stay on the hub
-            allow_patterns=['*.json', 'unet/*', 'scheduler/*', 'diffusion_pytorch_model*'],
-        )
+        # one file format of what is used of a pipeline; the others only where a repository has no safetensors
+        options = dict(revision=revision or None, allow_patterns=['*.json', *HUB_PATTERNS])
+        folder = snapshot_download(repo, ignore_patterns=[*HUB_UNUSED, '*.bin', '*.fp16.*'], **options)
+        if not any(Path(folder).rglob('*.safetensors')):
+            folder = snapshot_download(repo, ignore_patterns=list(HUB_UNUSED), **options)
     except Exception as error:  # the hub's own error types differ between its releases
         raise FileNotFoundError(
             f'pretrained={text!r} is neither a file nor a folder here, and fetching it from the Hugging Face hub failed '
@@ -219,15 +222,24 @@ def folder_weight_files(folder: Path, stem: str = 'diffusion_pytorch_model') -> 
     )
 
 
-def fill(module: nn.Module, read: Callable[[str], Tensor], available: set[str], source: str) -> None:
-    """Give a module on the meta device its weights, reading only what it holds.
+def fill(
+    module: nn.Module,
+    read: Callable[[str], Tensor],
+    available: set[str],
+    source: str,
+    skip: str | None = None,
+) -> None:
+    """Give a module on the meta device its weights, reading only what it holds; names that begin with ``skip`` are left.
 
     Raises:
         ValueError: a wanted weight is missing or has another shape.
     """
+    saved = set(module.state_dict())
     wanted = dict(module.named_parameters()) | {
-        name: buffer for name, buffer in module.named_buffers() if name in module.state_dict()
+        name: buffer for name, buffer in module.named_buffers() if name in saved
     }
+    if skip is not None:
+        wanted = {name: value for name, value in wanted.items() if not name.startswith(skip)}
     stored = {name: _stored_name(name, available) for name in wanted}
     missing = sorted(set(stored.values()) - available)
     if missing:
