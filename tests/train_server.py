@@ -1,7 +1,8 @@
 """Starts trainings quickly: everything is imported once, then each training is a fork of this process.
 
-Each JSON line on its standard input is a list of trainings to run at once, ``dict(argv=[…], env={…}, log=…)``. When all have
-ended it answers with the list of their exit codes, or minus the signal that ended one.
+Each JSON line on its standard input is a list of trainings to run at once, ``dict(argv=[…], env={…}, log=…)``; ``script=…``, a
+file or a module, runs something else than tools/train.py. When all have ended it answers with the list of their exit codes, or
+minus the signal that ended one.
 """
 
 import json
@@ -59,9 +60,11 @@ def train(request):
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(request['env'])
-    sys.argv = [str(TRAIN), *request['argv']]
+    script = request.get('script', str(TRAIN))
+    sys.argv = [script, *request['argv']]
     try:
-        runpy.run_path(str(TRAIN), run_name='__main__')
+        run = runpy.run_path if script.endswith('.py') else runpy.run_module
+        run(script, run_name='__main__')
         status = 0
     except BaseException:
         traceback.print_exc()

@@ -70,7 +70,7 @@ def _roots(model: nn.Module) -> list[nn.Module]:
 
 
 def _cpu_attention() -> dict[Any, Any]:
-    """What torch's counter leaves out: attention has an operator of its own on the CPU (torch 2.4 to 2.14)."""
+    """What torch's counter leaves out: attention has an operator of its own on the CPU (seen in torch 2.14)."""
 
     def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
         return sdpa_flop_count(query, key, value)

@@ -66,11 +66,12 @@ def drawn_batch(scope: str, size: tuple[int, int], count: int) -> dict[str, Any]
         from mmdet.structures import DetDataSample as Sample
     else:
         raise ValueError(
-            f"images can be drawn for models of mmseg and mmdet, not for default_scope {scope!r}"
+            f'images can be drawn for models of mmseg and mmdet, not for default_scope {scope!r}'
         )
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=generator)
-    shape = dict(img_shape=size, ori_shape=size, pad_shape=size, scale_factor=(1.0, 1.0), flip=False)
+    shape = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), size)
+    shape.update(scale_factor=(1.0, 1.0), flip=False)
     return dict(
         inputs=list(images),
         data_samples=[Sample(metainfo=dict(shape, img_id=i, img_path='')) for i in range(count)],

@@ -72,10 +72,11 @@ def _point(axes: Any, line: Line, x: float, metric: str, colour: str) -> None:
     )  # fmt: skip
     if len(scores) > 1:  # beside the bar
         aside = axes.transData + ScaledTranslation(9 / 72, 0, axes.figure.dpi_scale_trans)
-        axes.plot([x] * len(scores), scores, '.', color=colour, alpha=0.6, markersize=5, transform=aside)
+        xs = [x] * len(scores)
+        axes.plot(xs, scores, '.', color=colour, alpha=0.6, markersize=5, transform=aside)
 
 
-def _dress(axes: Any, comparison: Comparison, title: str, costs: Sequence[float]) -> None:
+def _dress(axes: Any, comparison: Comparison, cost: str, costs: Sequence[float]) -> None:
     axes.set_xscale('log')
     if costs:  # room for the names beside the points
         spread = max(max(costs) / min(costs), 2.0)
@@ -85,7 +86,7 @@ def _dress(axes: Any, comparison: Comparison, title: str, costs: Sequence[float]
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=12))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _tick(x)))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ''))
-    axes.set_xlabel(title, color=INK)
+    axes.set_xlabel(cost, color=INK)
     axes.set_ylabel(comparison.metrics[0], color=INK)
     axes.grid(alpha=0.25, which='major')
     axes.spines[['top', 'right']].set_visible(False)
@@ -93,14 +94,19 @@ def _dress(axes: Any, comparison: Comparison, title: str, costs: Sequence[float]
     what = f'mean ± deviation of {seeds} seeds' if seeds > 1 else 'one seed'
     legend = f'{what}; filled: pre-trained, hollow: not'
     name = f'{comparison.tag}: ' if comparison.tag else ''
-    axes.set_title(f'{name}{comparison.metrics[0]} over cost', loc='left', color=INK, parse_math=False)
+    title = f'{name}{comparison.metrics[0]} over cost'
+    axes.set_title(title, loc='left', color=INK, parse_math=False)
     axes.annotate(
         legend, (1, 1), (0, 6), xycoords='axes fraction', textcoords='offset points', ha='right', fontsize=8.5, color=FAINT
     )  # fmt: skip
 
 
 def _label(
-    axes: Any, canvas: Any, points: Sequence[tuple[Line, float]], metric: str, colours: Sequence[str]
+    axes: Any,
+    canvas: Any,
+    points: Sequence[tuple[Line, float]],
+    metric: str,
+    colours: Sequence[str],
 ) -> None:
     """Names beside the points, at the nearest of several places where they meet no other name or point."""
     canvas.draw()

@@ -35,8 +35,8 @@ class Start:
     state: str = ''
 
     def __str__(self) -> str:
-        data = next((d for name, d in KNOWN_DATA.items() if re.search(name, self.weights or '')), None)
-        notes = ', '.join(note for note in (data, self.state) if note)
+        data = [d for name, d in KNOWN_DATA.items() if re.search(name, self.weights or '')]
+        notes = ', '.join([*data[:1], *([self.state] if self.state else [])])
         return (self.weights or 'random weights') + (f' ({notes})' if notes else '')
 
 
@@ -59,7 +59,8 @@ def is_pretrained(cfg: Any) -> bool:
 
 def card(weights: str) -> str | None:
     """What stands beside shipped or local weights about them: the first paragraph of their folder's README.md."""
-    folder = SHIPPED / weights.partition('/')[2] if weights.startswith('mmdiffrep/') else Path(weights)
+    shipped, path = weights.startswith('mmdiffrep/'), Path(weights)
+    folder = SHIPPED / path.name if shipped else path
     file = (folder if folder.is_dir() else folder.parent) / 'README.md'
     if not folder.exists() or not file.is_file():
         return None
@@ -85,8 +86,8 @@ def _visit(node: Any) -> Iterator[Start]:
         skipped.add('pretrained')  # mmseg hands it down
     pretrained = node.get('pretrained')
     if 'pretrained' not in skipped and pretrained:
-        own = node.get('model_name') or node.get('type') or 'weights'
-        yield Start(pretrained if isinstance(pretrained, str) else f"{own}'s own", _frozen_stages(node))
+        own = f"{node.get('model_name') or node.get('type')}'s own"
+        yield Start(pretrained if isinstance(pretrained, str) else own, _frozen_stages(node))
     inits = node.get('init_cfg')
     for init in inits if isinstance(inits, (list, tuple)) else [inits]:
         if isinstance(init, Mapping) and str(init.get('type')).endswith('Pretrained'):

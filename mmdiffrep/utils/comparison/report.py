@@ -70,7 +70,8 @@ def markdown(comparison: Comparison) -> str:
         ]
         for line in lines
     ]
-    parts = [table(head, rows, left=(0, len(head) - 1)), _fairness(comparison), *_at_equal_cost(comparison)]
+    parts = [table(head, rows, left=(0, len(head) - 1)), _fairness(comparison)]
+    parts += _at_equal_cost(comparison)
     notes = [*_conventions(comparison), *comparison.remarks]
     parts.append('How it was measured:\n\n' + '\n'.join(f'- {note}' for note in notes))
     return '\n\n'.join(part for part in parts if part)
@@ -160,9 +161,9 @@ def _mean(values: Sequence[float | None]) -> float:
 
 def _conventions(comparison: Comparison) -> list[str]:
     """What the columns mean, and where the costs were measured."""
-    cost = next((line.cost for line in comparison.lines if line.cost.get('flops') is not None), None)
+    costs = [line.cost for line in comparison.lines if line.cost.get('flops') is not None]
     notes = ['parameters: all, with frozen ones that are not in the checkpoint; trained: those with gradients']
-    if cost is not None:
+    for cost in costs[:1]:
         size = '×'.join(map(str, cost['image_size'])) if cost.get('image_size') else 'its own size'
         notes += [
             f'FLOPs: of one image ({size}, {cost["images"]}), inference; {CONVENTION}',

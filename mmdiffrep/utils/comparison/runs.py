@@ -49,8 +49,9 @@ class Result:
         values = [(share, found[metric]) for share, found in self.points if metric in found]
         if not values:
             logged = sorted({name for _, found in self.points for name in found})
-            near = difflib.get_close_matches(metric, logged, n=1, cutoff=0.6)
-            hint = f' Did you mean {near[0]!r}?' if near else ''
+            lower = {name.lower(): name for name in logged}
+            near = difflib.get_close_matches(metric.lower(), lower, n=1, cutoff=0.6)
+            hint = f' Did you mean {lower[near[0]]!r}?' if near else ''
             raise ValueError(f'--metric {metric!r} was not logged; logged: {", ".join(logged)}.{hint}')
         return values
 
@@ -79,8 +80,9 @@ def run(entry: Entry, seed: int, folder: Path, tools: Path) -> Result:
     result.seconds = time.perf_counter() - begin
     content = asdict(result)
     del content['again']
-    asked = dict(config=entry.path, options=entry.options_for(seed), seed=seed, checkpoint=entry.checkpoint_for(seed))
-    keep(done, key, content, asked=asked)
+    # for people; the key decides
+    asked = dict(config=entry.path, options=entry.options_for(seed), seed=seed)
+    keep(done, key, content, asked=asked, checkpoint=entry.checkpoint_for(seed))
     return result
 
 

@@ -68,7 +68,8 @@ def study(asked: Study, say: Callable[[str], None] = print) -> report.Comparison
 def measured(entry: Entry, asked: Study) -> tuple[dict[str, Any], bool]:
     """(what an entry costs, whether it was measured before). Raises: RunError."""
     train = entry.checkpoint is None
-    conditions = [asked.batch_size, asked.size, train, torch.get_num_threads(), torch.cuda.is_available()]
+    machine = [torch.get_num_threads(), torch.cuda.is_available()]
+    conditions = [asked.batch_size, asked.size, train, machine]
     key = hashlib.sha256(json.dumps([entry.key(0), conditions]).encode()).hexdigest()
     own = asked.folder / entry.name
     kept = runs.load_kept(own / 'cost.json', key)
@@ -137,7 +138,11 @@ def _assemble(
     ]
     sides = [
         fairness.Side(
-            line.short, line.cfg, line.cost, [r.source for r in line.results], entry.checkpoint is None
+            name=line.short,
+            cfg=line.cfg,
+            cost=line.cost,
+            sources=[result.source for result in line.results],
+            trained=entry.checkpoint is None,
         )
         for line, entry in zip(lines, asked.entries)
     ]

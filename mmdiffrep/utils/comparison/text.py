@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 
@@ -32,7 +31,7 @@ def amount(value: float | None, unit: str = '') -> str:
     while abs(value) >= 999.5 and power < len(PREFIXES) - 1:
         value, power = value / 1000, power + 1
     digits = 0 if value == int(value) and not power else max(2 - _exponent(value), 0)
-    return f'{value:.{min(digits, 6)}f} {PREFIXES[power]}{unit}'.rstrip()
+    return f'{value:.{digits}f} {PREFIXES[power]}{unit}'.rstrip()
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
@@ -54,4 +53,4 @@ def _digits(values: Sequence[float]) -> int:
 
 def _exponent(value: float) -> int:
     """Of ten: 0 for 1 … 9.99, 1 for 10 … 99.9, -1 for 0.1 … 0.999."""
-    return math.floor(math.log10(abs(value))) if value else 0
+    return int(f'{value:.2e}'.partition('e')[2])  # of what is left when rounded to three digits
