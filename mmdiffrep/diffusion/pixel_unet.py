@@ -27,6 +27,7 @@ from .loading import (
     locate,
     read_json,
 )
+from .model_files import named_config
 from .schedules import build_schedule
 from .taps import Tap
 
@@ -42,7 +43,7 @@ class PixelUNet(Denoiser):
     Args:
         pretrained: a short name (``mmdiffrep/toy-unet``), a hub id, a local diffusers folder (a pipeline's or the network's
             own), a ``.safetensors`` file, or a guided-diffusion checkpoint (``.pt``, ``.safetensors``). None: random weights.
-        config: ``UNet2DModel`` arguments; needed without ``pretrained``, and for a single file that has no
+        config: ``UNet2DModel`` arguments, or ``'adm-256'``, guided-diffusion's architecture; needed without ``pretrained``, and for a single file that has no
             ``config.json`` beside it and is no ADM checkpoint (whose settings are read from its shapes).
         schedule: a diffusers scheduler config; by default the one beside the weights, else DDPM's linear one.
         random_seed: draw new weights from this seed, also where ``pretrained`` gives the architecture: the untrained
@@ -54,13 +55,16 @@ class PixelUNet(Denoiser):
     def __init__(
         self,
         pretrained: str | None = None,
-        config: Mapping[str, Any] | None = None,
+        config: str | Mapping[str, Any] | None = None,
         schedule: Mapping[str, Any] | None = None,
         random_seed: int | None = None,
         keep_taps: Iterable[str] | None = None,
         adm_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(config, str):
+            named = named_config(config)
+            config, schedule = named.get('unet'), schedule or named.get('scheduler')
         plan = _plan(pretrained, config, dict(adm_options or {}))
         self.alias_config = plan.config
         self.schedule = build_schedule(dict(schedule or plan.schedule or DEFAULT_SCHEDULE))
