@@ -4,10 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmdiffrep.models.adapters import ConcatUpsample, StridePyramid
-from mmdiffrep.models.adapters.base import map_size
-from mmdiffrep.models.adapters.stride_pyramid import _routes
 from mmdiffrep.diffusion.extraction import pad_to_multiple
+from mmdiffrep.models.adapters import ConcatUpsample, StrideConcat, StridePyramid
+from mmdiffrep.models.adapters.base import map_size, routes
 from mmdiffrep.models.backbones.geometry import cover
 
 SIZES = [(64, 64), (40, 72), (72, 40), (33, 47), (31, 8), (5, 3)]
@@ -97,10 +96,10 @@ def slow_routes(in_strides, out_strides):
 )
 def test_every_tap_feeds_one_level_and_every_level_is_fed(strides):
     for levels in ([4, 8, 16, 32], [8], [2, 64]):
-        routes = _routes(strides, levels)
-        assert routes == slow_routes(strides, levels)
-        assert {tap for tap, _ in routes} == set(range(len(strides)))
-        assert {level for _, level in routes} == set(range(len(levels)))
+        found = routes(strides, levels)
+        assert found == slow_routes(strides, levels)
+        assert {tap for tap, _ in found} == set(range(len(strides)))
+        assert {level for _, level in found} == set(range(len(levels)))
 
 
 @pytest.mark.parametrize('resize', ['nearest', 'bilinear'])
@@ -134,8 +133,69 @@ def test_pyramid_trains_all_of_its_parameters():
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in pyramid.parameters())
 
 
+def test_stride_concat_by_hand():
+    """Two maps at stride 2, three at stride 4 of which two are averaged."""
+    x = [
+        torch.full((1, 1, 2, 2), 1.0), torch.tensor([[[[2.0]], [[4.0]]]]), torch.full((1, 2, 2, 2), 5.0),
+        torch.full((1, 1, 1, 1), 7.0), torch.tensor([[[[6.0]], [[8.0]]]]),
+    ]  # fmt: skip
+    adapter = StrideConcat([1, 2, 2, 1, 2], [2, 4, 2, 4, 4], average=[[4, 1]])
+    fine, coarse = adapter(x, (4, 4))
+    assert fine[0, :, 0, 0].tolist() == [1, 5, 5] and fine.shape == (1, 3, 2, 2)
+    assert coarse[0, :, 0, 0].tolist() == [4, 6, 7] and coarse.shape == (1, 3, 1, 1)
+    assert adapter.out_channels == [3, 3] and adapter.out_strides == [2, 4] and not list(adapter.parameters())
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_stride_concat_resizes_to_the_strides_it_is_given(size):
+    channels, strides = [3, 2, 2, 4], [16, 8, 8, 2]
+    maps = features(size, channels, strides)
+    adapter = StrideConcat(channels, strides, average=[[1, 2]], strides=[4, 8])
+    assert adapter.out_channels == [4, 5] and adapter.out_strides == [4, 8]
+    fine, coarse = adapter(maps, size)
+    target = map_size(size, 4)
+    smaller = maps[3].shape[-2] > target[0] and maps[3].shape[-1] > target[1]
+    want = F.adaptive_avg_pool2d(maps[3], target) if smaller else bilinear(maps[3], target)
+    torch.testing.assert_close(fine, want, rtol=1e-4, atol=1e-5)
+    wide = bilinear(maps[0], map_size(size, 8))
+    want = torch.cat([wide, (maps[1] + maps[2]) / 2], 1)
+    torch.testing.assert_close(coarse, want, rtol=1e-4, atol=1e-5)
+
+
+def test_stride_concat_feeds_every_stride_and_projects():
+    """VPD's strides 8 … 64 for a head that wants 4 … 32."""
+    channels, strides = [6, 5, 4, 3], [64, 32, 16, 8]
+    torch.manual_seed(0)
+    adapter = StrideConcat(channels, strides, strides=(4, 8, 16, 32), out_channels=12)
+    maps = features((128, 64), channels, strides)
+    outs = adapter(maps, (128, 64))
+    assert [tuple(y.shape) for y in outs] == [(2, 12, 128 // s, 64 // s) for s in (4, 8, 16, 32)]
+    assert [p[0].in_channels for p in adapter.projections] == [3, 3, 4, 11]
+    assert adapter.out_channels == [12] * 4 and all((y >= 0).all() for y in outs)
+    sum(y.square().sum() for y in outs).backward()
+    assert all(p.grad.abs().sum() > 0 for p in adapter.parameters())
+
+
+def test_stride_concat_refuses_what_cannot_be_averaged():
+    def build(average):
+        return StrideConcat([3, 3, 3, 4], [8, 8, 4, 8], average=average)
+
+    for average, message in [
+        ([[0, 4]], r'average=\[\[0, 4\]\] names taps \[4\] of 4; allowed: 0 to 3'),
+        ([[0, -1]], r'names taps \[-1\] of 4'),
+        ([[0, 1], [1]], r'names taps \[1\] twice; give each once'),
+        ([[0], []], 'holds an empty list; name at least one tap'),
+        ([[0, 2]], r'taps \[0, 2\] have \(channels, stride\) \[\(3, 4\), \(3, 8\)\]; only taps of the same'),
+        ([[0, 3]], r'taps \[0, 3\] have \(channels, stride\) \[\(3, 8\), \(4, 8\)\]'),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            build(average)
+    with pytest.raises(ValueError, match=r'strides must rise and be positive, got \[8, 4\]'):
+        StrideConcat([3], [4], strides=[8, 4])
+
+
 def test_adapters_that_do_not_fit():
-    for kind in (StridePyramid, ConcatUpsample):
+    for kind in (StridePyramid, ConcatUpsample, StrideConcat):
         with pytest.raises(ValueError, match=r'needs channels and strides of the same taps, got in_channels=\[3\]'):
             kind([3], [4, 8])
         with pytest.raises(ValueError, match=r'built for taps of \[3, 5\] channels and got maps of \[5, 3\].*list_taps'):

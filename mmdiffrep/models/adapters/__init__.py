@@ -1,6 +1,7 @@
 """Adapters: the small trained part between taps and a head."""
 
 from .concat_upsample import ConcatUpsample
+from .stride_concat import StrideConcat
 from .stride_pyramid import StridePyramid
 
-__all__ = ['ConcatUpsample', 'StridePyramid']
+__all__ = ['ConcatUpsample', 'StrideConcat', 'StridePyramid']

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmdiffrep.registry import MODELS
 
-from .base import check_inputs, map_size
+from .base import check_inputs, check_taps, map_size, projection
 
 
 @MODELS.register_module()
@@ -39,11 +39,7 @@ class ConcatUpsample(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if not in_channels or len(in_channels) != len(in_strides):
-            raise ValueError(
-                f'ConcatUpsample needs channels and strides of the same taps, got in_channels={list(in_channels)}, '
-                f'in_strides={list(in_strides)}'
-            )
+        check_taps(self, in_channels, in_strides)
         if stride is not None and stride <= 0:
             raise ValueError(f'stride must be positive, got {stride}')
         self.in_channels, self.in_strides = list(in_channels), list(in_strides)
@@ -53,15 +49,7 @@ class ConcatUpsample(BaseModule):
         self.normalize = normalize
         total = sum(in_channels)
         self.norm = nn.BatchNorm2d(total, affine=False) if normalize == 'batch' else nn.Identity()
-        self.projection = (
-            nn.Identity()
-            if out_channels is None
-            else nn.Sequential(
-                nn.Conv2d(total, out_channels, 1, bias=False),
-                nn.GroupNorm(math.gcd(groups, max(out_channels // 4, 1)), out_channels),
-                nn.ReLU(inplace=True),
-            )
-        )
+        self.projection = projection(total, out_channels, groups)
         self.out_channels = [out_channels or total]
         self.out_strides = [self.stride]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmdiffrep.registry import MODELS
 
-from .base import check_inputs, map_size
+from .base import check_inputs, check_strides, check_taps, map_size, resize_map, routes
 
 
 class Bottleneck(nn.Module):
@@ -71,19 +71,14 @@ class StridePyramid(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if not in_channels or len(in_channels) != len(in_strides):
-            raise ValueError(
-                f'StridePyramid needs channels and strides of the same taps, got in_channels={list(in_channels)}, '
-                f'in_strides={list(in_strides)}'
-            )
-        if list(strides) != sorted(set(strides)) or not strides or min(strides) <= 0:
-            raise ValueError(f'strides must rise and be positive, got {list(strides)}')
+        check_taps(self, in_channels, in_strides)
+        check_strides(strides)
         if resize not in ('nearest', 'bilinear'):
             raise ValueError(f"resize={resize!r} is unknown; allowed: 'nearest', 'bilinear'")
         self.in_channels, self.in_strides = list(in_channels), list(in_strides)
         self.out_strides, self.out_channels = list(strides), [out_channels] * len(strides)
         self.resize = resize
-        self.routes = _routes(self.in_strides, self.out_strides)  # [(tap, level)]
+        self.routes = routes(self.in_strides, self.out_strides)  # [(tap, level)]
         self.projections = nn.ModuleList(
             Bottleneck(in_channels[tap], width, out_channels, groups) for tap, _ in self.routes
         )
@@ -98,38 +93,6 @@ class StridePyramid(BaseModule):
         maps: list[Tensor | None] = [None] * len(self.out_strides)
         for (tap, level), projection in zip(self.routes, self.projections):
             size = map_size(image_size, self.out_strides[level])
-            x = features[tap]
-            if x.shape[-2:] != size:
-                x = _resize(x, size, self.resize)
-            y = projection(x)
+            y = projection(resize_map(features[tap], size, self.resize))
             maps[level] = y if maps[level] is None else maps[level] + y
         return tuple(maps)
-
-
-def _resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    if mode == 'nearest':
-        return F.interpolate(x, size=size, mode='nearest-exact')
-    if x.shape[-2] > size[0] and x.shape[-1] > size[1]:
-        return F.adaptive_avg_pool2d(x, size)  # averages what it leaves out, where bilinear would skip it
-    return F.interpolate(x, size=size, mode='bilinear', align_corners=False)
-
-
-def _routes(in_strides: list[float], out_strides: list[int]) -> list[tuple[int, int]]:
-    """Which tap feeds which level: every tap one level, and every level at least one tap."""
-
-    def distance(a: float, b: float) -> float:
-        return abs(math.log2(a) - math.log2(b))
-
-    routes = []
-    for tap, stride in enumerate(in_strides):
-        level = min(range(len(out_strides)), key=lambda k: distance(out_strides[k], stride))
-        routes.append((tap, level))
-    fed = {level for _, level in routes}
-    for level, stride in enumerate(out_strides):
-        if level not in fed:
-            tap = min(
-                range(len(in_strides)),
-                key=lambda k: (distance(in_strides[k], stride), -in_strides[k], -k),
-            )
-            routes.append((tap, level))
-    return sorted(routes, key=lambda route: (route[1], route[0]))
