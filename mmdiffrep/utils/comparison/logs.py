@@ -29,8 +29,8 @@ def read_training(folder: Path) -> TrainingLog:
         if 'iter' in record:  # mmengine logs it while training only
             if isinstance(record.get('time'), (int, float)):
                 log.iteration_seconds.append(float(record['time']))
-        elif found := metrics_of(record):
-            log.validations.append((int(record.get('step', 0)), found))
+        elif 'time' in record:  # also one that gave no metric: mmdet's where nothing was detected
+            log.validations.append((int(record.get('step', 0)), metrics_of(record)))
     return log
 
 

@@ -170,6 +170,11 @@ def _conventions(comparison: Comparison) -> list[str]:
             f'images/s: median of timed predictions of {cost["batch_size"]} at once; memory: peak of the {cost["memory_kind"]} '
             f'at that, weights included; on {cost["device"]}, {cost["threads"]} threads',
         ]
+    if any(line.cfg.get('default_scope') == 'mmdet' for line in comparison.lines):
+        notes.append(
+            'of a detector whose heads look at proposed regions, the cost goes with their number; it is measured with the '
+            'weights as built, on drawn images'
+        )
     if any(line.cost.get('train_memory') for line in comparison.lines):
         notes.append(
             'it/s: training iterations, with loading; training memory and FLOPs: one iteration of the '

@@ -139,7 +139,10 @@ def _train(entry: Entry, seed: int, own: Path, tools: Path) -> Result:
     points = [
         (logs.progress(cfg, number, step), found)
         for number, (step, found) in enumerate(log.validations)
+        if found
     ]
+    if not points:
+        raise RunError(f'{what}: none of its validations gave a metric; see {own / "log.txt"}')
     return Result(points, 'validation', 0.0, iteration_seconds)
 
 
@@ -164,7 +167,7 @@ def _test(entry: Entry, seed: int, own: Path, checkpoint: str, tools: Path) -> R
     call(_command(tools / 'test.py', entry, seed, own, checkpoint), own / 'log.txt', what)
     found = logs.read_test(own)
     if not found:
-        raise RunError(f'{what} gave no metric: {own} has no log with one')
+        raise RunError(f'{what} gave no metric; see {own / "log.txt"}')
     return Result([(1.0, found)], 'test', 0.0)
 
 
