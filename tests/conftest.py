@@ -33,6 +33,29 @@ def tiny_denoiser(tiny_config):
 
 
 @pytest.fixture(scope='session')
+def tiny_sd_config():
+    """Stable Diffusion 1.5 with few channels: its blocks, taps, strides and divisor (64) are the real one's."""
+    from mmdiffrep.diffusion.model_files import named_config
+
+    config = copy.deepcopy(named_config('sd15'))
+    few = dict(block_out_channels=[8, 16, 16, 16], norm_num_groups=4)
+    config['unet'].update(few, attention_head_dim=2, cross_attention_dim=8)
+    config['vae'].update(few, layers_per_block=1)
+    return config
+
+
+@pytest.fixture(scope='session')
+def tiny_dit_config():
+    """DiT-XL/2 with few channels and four blocks."""
+    from mmdiffrep.diffusion.model_files import named_config
+
+    config = copy.deepcopy(named_config('dit-xl-2-256'))
+    config['transformer'].update(num_layers=4, num_attention_heads=2, attention_head_dim=8, num_embeds_ada_norm=10)
+    config['vae'].update(block_out_channels=[8, 16, 16, 16], norm_num_groups=4, layers_per_block=1)
+    return config
+
+
+@pytest.fixture(scope='session')
 def tiny_folder(tmp_path_factory):
     """A DDPM pipeline's folder: unet/, scheduler/ and model_index.json."""
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel

@@ -1,5 +1,5 @@
 """Hooks."""
 
-from .hooks import RandomStateHook, SaveDiffusersHook
+from .hooks import PromptHook, RandomStateHook, SaveDiffusersHook
 
-__all__ = ['RandomStateHook', 'SaveDiffusersHook']
+__all__ = ['PromptHook', 'RandomStateHook', 'SaveDiffusersHook']

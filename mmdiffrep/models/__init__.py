@@ -1,5 +1,5 @@
-"""Registered models: denoisers, adapters, backbones, pre-trainers."""
+"""Registered models: denoisers, adapters, backbones, conditioners, pre-trainers."""
 
-from . import adapters, backbones, denoisers, pretrainers
+from . import adapters, backbones, conditioners, denoisers, pretrainers
 
-__all__ = ["adapters", "backbones", "denoisers", "pretrainers"]
+__all__ = ['adapters', 'backbones', 'conditioners', 'denoisers', 'pretrainers']

@@ -36,8 +36,8 @@ class DiffusionBackbone(BaseModule):
         timesteps: one or several, in the schedule's units. Several give the taps' maps for each, t-major; an autoencoder's taps
             come once.
         noise: a :class:`NoisePolicy`'s arguments; default: one shared draw, seed 0.
-        adapter: config of an adapter (``StridePyramid``, ``ConcatUpsample``); None gives the raw maps. Its ``in_channels`` and
-            ``in_strides`` are filled in.
+        adapter: config of an adapter (``StridePyramid``, ``StrideConcat``, ``ConcatUpsample``); None gives the raw maps. Its
+            ``in_channels`` and ``in_strides`` are filled in.
         trainable: False (frozen), True (all of the network), or module paths of the parts to train.
         grad_through: let gradients pass through the frozen network to what comes before it.
         with_cp: activation checkpointing in the network.
@@ -140,12 +140,23 @@ class DiffusionBackbone(BaseModule):
 
     @contextlib.contextmanager
     def prompted(self, prompts: Sequence[str]) -> Iterator[None]:
-        """Tell the network one prompt an image while this context is open; afterwards the fixed prompt is back."""
-        before, self._prompts = self._prompts, list(prompts)
+        """Tell the network one prompt an image while this context is open; afterwards what was said before is back."""
+        before = self._prompts
+        self.set_prompts(prompts)
         try:
             yield
         finally:
-            self._prompts = before
+            self.set_prompts(before)
+
+    def set_prompts(self, prompts: Sequence[str] | None) -> None:
+        """Tell the network one prompt an image from now on; None: the fixed prompt again.
+
+        Raises:
+            ValueError: one string for all images.
+        """
+        if isinstance(prompts, str):
+            raise ValueError(f'prompts={prompts!r} is one string; give a list with one prompt for each image')
+        self._prompts = None if prompts is None else list(prompts)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Images (B, 3, H, W) as the data preprocessor left them -> maps (B, C_k, ceil(H/s_k), ceil(W/s_k)).
@@ -255,7 +266,14 @@ def _build_conditioner(
     if conditioner is None:
         return None
     channels = denoiser.condition_channels()
-    return MODELS.build(dict(conditioner, **channels))
+    try:
+        return MODELS.build(dict(conditioner, **channels))
+    except TypeError as error:
+        raise ValueError(
+            f'conditioner {conditioner.get("type")!r} does not fit {type(denoiser).__name__}, which says '
+            f'{channels or "nothing"} of what it can be told: {error}. TextAdapter belongs to a network that is told a text '
+            '(mmdiffrep.StableDiffusion)'
+        ) from error
 
 
 def _build_adapter(adapter: Mapping[str, Any] | None, infos: Sequence[Any]) -> nn.Module | None:
@@ -277,7 +295,8 @@ def _build_adapter(adapter: Mapping[str, Any] | None, infos: Sequence[Any]) -> n
     except TypeError as error:
         raise ValueError(
             f'adapter {adapter.get("type")!r} does not fit: {error}. An adapter takes in_channels and in_strides '
-            "and has out_channels and out_strides; this project's are 'mmdiffrep.StridePyramid' and 'mmdiffrep.ConcatUpsample'"
+            "and has out_channels and out_strides; this project's are 'mmdiffrep.StridePyramid', 'mmdiffrep.StrideConcat' and "
+            "'mmdiffrep.ConcatUpsample'"
         ) from error
     if not hasattr(module, 'out_strides') or not hasattr(module, 'out_channels'):
         raise ValueError(
