@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.structures import BaseDataElement
 
-from mmdiffrep.diffusion.denoiser import Condition
+from mmdiffrep.diffusion.denoiser import Condition, Denoiser
 from mmdiffrep.diffusion.stable_diffusion import StableDiffusion
 from mmdiffrep.engine.hooks import PromptHook
 from mmdiffrep.models.backbones import DiffusionBackbone
@@ -36,6 +36,22 @@ def gelu(x):
 
 def picture():
     return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 3 - 1.5
+
+
+@pytest.fixture(scope='module', autouse=True)
+def traces_once():
+    """Networks of one structure have one trace."""
+    known, original = {}, Denoiser.trace
+
+    def trace(self, size):
+        key = (str(self.network), size)
+        if key not in known:
+            known[key] = original(self, size)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Denoiser, 'trace', trace)
+        yield
 
 
 @pytest.fixture(scope='module')
