@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mmdiffrep.diffusion.taps import Tap, TapSession, find_module
+from mmdiffrep.diffusion.session import TapSession
+from mmdiffrep.diffusion.taps import Tap, find_module
 
 TAPS = [
     'conv_in', 'down_blocks.0', 'down_blocks.0:in', 'down_blocks.1.resnets.0', 'down_blocks.1.attentions.0:in',

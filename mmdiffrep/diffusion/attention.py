@@ -16,7 +16,11 @@ TILE_ELEMENTS = 1 << 24  # of one tile (B, heads, queries, keys): 64 MiB in fp32
 
 
 def attention_probs(
-    query: Tensor, key: Tensor, scale: float, average: bool = True, tile_elements: int = TILE_ELEMENTS
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    average: bool = True,
+    tile_elements: int = TILE_ELEMENTS,
 ) -> Tensor:
     """softmax(scale · q kᵀ), in fp32.
 
@@ -45,8 +49,12 @@ def check_attention(path: str, module: nn.Module) -> None:
     needed = ('to_q', 'to_k', 'heads', 'scale')
     if not all(getattr(module, name, None) is not None for name in needed):
         raise ValueError(
-            f"tap {path + ':probs'!r}: a {type(module).__name__} is no attention. Name the attention itself, for example "
+            f'tap {path + ":probs"!r}: a {type(module).__name__} is no attention. Name the attention itself, for example '
             "'….transformer_blocks.0.attn2:probs' (tools/list_taps.py CONFIG --all prints them)"
+        )
+    if getattr(module, 'added_kv_proj_dim', None) is not None:
+        raise ValueError(
+            f'tap {path + ":probs"!r}: this attention joins text and image in its keys, for which probabilities are not offered'
         )
     if getattr(module, 'fused_projections', False):
         raise ValueError(
@@ -56,9 +64,9 @@ def check_attention(path: str, module: nn.Module) -> None:
 
 
 def hook_probs(
-    module: nn.Module, average: bool, read: Callable[[Tensor], None]
+    module: nn.Module, average: bool, read: Callable[[Callable[[], Tensor]], None]
 ) -> list[torch.utils.hooks.RemovableHandle]:
-    """Call ``read`` with the probabilities (B, N, M or heads · M) once the attention has run."""
+    """Once the attention has run, call ``read`` with a function that computes the probabilities (B, N, M or heads · M)."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
@@ -76,8 +84,8 @@ def hook_probs(
             raise ValueError("':probs' is not offered where the attention is masked")
 
     def after(_module: nn.Module, _args: Any, _output: Any) -> None:
-        read(attention_probs(split(seen['q']), split(seen['k']), module.scale, average))
-        seen.clear()
+        query, key = split(seen.pop('q')), split(seen.pop('k'))
+        read(lambda: attention_probs(query, key, module.scale, average))
 
     def last(name: str) -> nn.Module:
         norm = getattr(module, f'norm_{name}', None)

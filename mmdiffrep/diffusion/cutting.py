@@ -12,8 +12,9 @@ from .taps import Tap
 class PassThrough(nn.Module):
     """Stands where a module was that is no longer needed; gives back its first argument."""
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return hidden_states
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
+        # as transformers in cross-attention blocks are asked to
+        return (hidden_states,) if kwargs.get('return_dict') is False else hidden_states
 
 
 # the order in which a U-Net block of diffusers runs its parts; resnets[i] and attentions[i] alternate
@@ -45,7 +46,9 @@ def shorten_stages(unet: nn.Module, last: Tap, order: tuple[str, ...]) -> None:
             setattr(unet, name, nn.ModuleList())
         elif name == 'mid_block':
             # U-Nets skip a middle that is None; an autoencoder calls it
-            unet.mid_block = None if 'down_blocks' in order and 'up_blocks' in order else PassThrough()
+            unet.mid_block = (
+                None if 'down_blocks' in order and 'up_blocks' in order else PassThrough()
+            )
     if last == Tap('mid_block', 'in'):
         unet.mid_block = PassThrough()
     if stage in ('down_blocks', 'up_blocks') and len(parts) > 1:

@@ -4,41 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from .condition import Condition, Latent
 from .schedules import NoiseSchedule
-from .taps import Tap, TapInfo, TapSession, check_tap
-from .tracing import TraceEvent, trace
-
-
-@dataclass
-class Condition:
-    """What the network is told besides x_t. Unset fields take the family's default."""
-
-    class_ids: Tensor | None = None  # (B,) long
-    tokens: Tensor | None = None  # (B or 1, L, D) embedded text
-    time_bias: Tensor | None = None  # (B or 1, D) added to the time embedding
-
-
-@dataclass
-class Latent:
-    """x0 as the network sees an image: exact, or the mean and deviation of an autoencoder's posterior."""
-
-    mean: Tensor  # (B, C, H/s, W/s)
-    std: Tensor | None = None  # None: x0 is the mean
-
-    def draw(self, noise: Tensor | None = None) -> Tensor:
-        """x0; ``noise`` is standard normal and shaped like the mean."""
-        if self.std is None:
-            return self.mean
-        if noise is None:
-            raise ValueError('this latent is a sample of the posterior: give the noise that draws it')
-        return self.mean + self.std * noise.to(self.mean)
+from .session import TapSession
+from .taps import PROBS, Tap, TapInfo, check_tap
+from .tracing import TraceEvent, leaves, quiet_autocast, trace
 
 
 class Denoiser(nn.Module):
@@ -50,7 +27,10 @@ class Denoiser(nn.Module):
     schedule: NoiseSchedule
     divisor: int  # image sides must be multiples of it
     image_channels: int
-    fingerprint: str | None = None  # names the weights so that they can be found again; None if they cannot
+    told: tuple[str, ...] = ()  # the fields of a Condition that the family knows
+    fingerprint: str | None = (
+        None  # names the weights so that they can be found again; None if they cannot
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,9 +124,7 @@ class Denoiser(nn.Module):
         names: dict[Tap, list[str]] = {}  # an alias and a path may name the same place
         for name in taps:
             names.setdefault(self.tap(name), []).append(str(name))
-        added = {self.tap(name): value for name, value in (inject or {}).items()}
-        if condition is not None and condition.time_bias is not None:
-            added[self.tap('time_embedding')] = condition.time_bias
+        added = self._additions(condition, inject or {})
         session = TapSession(self.network, names, added)
         with self._reading(session):
             self.run(x_t, t, condition)
@@ -159,6 +137,36 @@ class Denoiser(nn.Module):
         maps = {name: value for tap, value in session.captured.items() for name in names[tap]}
         self.check_maps(maps, list(taps))
         return maps
+
+    def _additions(
+        self, condition: Condition | None, inject: Mapping[str, Tensor]
+    ) -> dict[Tap, Tensor]:
+        """What is added where: the injections, and a condition's bias on the time embedding."""
+        added = {self.tap(name): value for name, value in inject.items()}
+        wrong = [str(tap) for tap in added if tap.side in PROBS]
+        if wrong:
+            raise ValueError(
+                f'inject: nothing can be added to probabilities ({wrong}); name a side of a module'
+            )
+        if condition is not None:
+            self.check_condition(condition)
+            if condition.time_bias is not None:
+                tap = self.tap('time_embedding')
+                added[tap] = (
+                    condition.time_bias + added[tap] if tap in added else condition.time_bias
+                )
+        return added
+
+    def check_condition(self, condition: Condition) -> None:
+        """ValueError for what this family cannot be told."""
+        given = [
+            field.name for field in fields(condition) if getattr(condition, field.name) is not None
+        ]
+        unknown = sorted(set(given) - set(self.told))
+        if unknown:
+            raise ValueError(
+                f'{type(self).__name__} cannot be told {unknown}: of a condition it takes {list(self.told)}. Leave the rest out'
+            )
 
     @contextlib.contextmanager
     def _reading(self, session: TapSession) -> Iterator[None]:
@@ -175,7 +183,9 @@ class Denoiser(nn.Module):
         """ValueError for taps that were not reached or do not give maps (B, C, h, w)."""
         missing = [name for name in taps if name not in maps]
         if missing:
-            raise ValueError(f'taps {missing} were not reached: their modules do not run in a forward pass')
+            raise ValueError(
+                f'taps {missing} were not reached: their modules do not run in a forward pass'
+            )
         wrong = {name: tuple(value.shape) for name, value in maps.items() if value.dim() != 4}
         if wrong:
             raise ValueError(
@@ -204,7 +214,7 @@ class Denoiser(nn.Module):
     def _run_fake(self, image_size: tuple[int, int]) -> None:
         """One forward on fake tensors: shapes and the autograd graph, without arithmetic."""
         like = next(self.network.parameters())
-        with FakeTensorMode(allow_non_fake_inputs=True), _quiet_autocast(like.device.type):
+        with FakeTensorMode(allow_non_fake_inputs=True), quiet_autocast(like.device.type):
             image = torch.empty(
                 1, self.image_channels, *image_size, device=like.device, dtype=like.dtype
             )
@@ -216,17 +226,17 @@ class Denoiser(nn.Module):
         self.run(self.encode(image), t, None)
 
     def tap_info(self, image_size: tuple[int, int]) -> dict[str, TapInfo]:
-        """Channels, stride and order of every tap that gives a map, at an image size (H, W); in the order of execution."""
+        """Channels, stride and order of every tap whose map covers the image (H, W); in the order of execution."""
         infos: dict[str, TapInfo] = {}
         for order, event in enumerate(self.trace(image_size)):
             name = str(event.tap)
             if event.shape is None or len(event.shape) != 4 or name in infos:
                 continue
-            _, channels, height, _ = event.shape
-            stride = image_size[0] / height
-            infos[name] = TapInfo(
-                name, channels, int(stride) if stride == int(stride) else stride, order
-            )
+            _, channels, *size = event.shape
+            stride, rest = divmod(image_size[0], size[0])
+            if rest or image_size[1] != stride * size[1]:
+                continue  # padded by a pixel, as the input of a convolution that halves the map
+            infos[name] = TapInfo(name, channels, stride, order)
         return infos
 
     def check_image_size(self, image_size: tuple[int, int]) -> None:
@@ -254,7 +264,9 @@ class Denoiser(nn.Module):
             order.setdefault(event.tap, number)
         missing = [str(tap) for tap in taps if tap not in order]
         if missing:
-            raise ValueError(f'taps {missing} are not reached: their modules do not run in a forward pass')
+            raise ValueError(
+                f'taps {missing} are not reached: their modules do not run in a forward pass'
+            )
         return max(taps, key=order.__getitem__)
 
     def unused_parameters(self, taps: Iterable[str]) -> list[str]:
@@ -270,26 +282,5 @@ class Denoiser(nn.Module):
         finally:
             for name, p in parameters.items():
                 p.requires_grad_(before[name])
-        used = _leaves(session.captured.values())
+        used = leaves(session.captured.values())
         return [name for name, p in parameters.items() if id(p) not in used]
-
-
-def _leaves(tensors: Iterable[Tensor]) -> set[int]:
-    """The ids of the parameters that tensors depend on, read from their autograd graph."""
-    todo = [x.grad_fn for x in tensors]
-    seen: set[Any] = set()
-    leaves = set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, 'variable'):
-            leaves.add(id(node.variable))
-        todo += [parent for parent, _ in node.next_functions]
-    return leaves
-
-
-def _quiet_autocast(device: str) -> contextlib.AbstractContextManager:
-    """No autocast around a trace: its dtypes are the network's own."""
-    return torch.autocast(device, enabled=False) if device != 'meta' else contextlib.nullcontext()

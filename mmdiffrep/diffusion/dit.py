@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .condition import Condition
 from .cutting import PassThrough
-from .denoiser import Condition
 from .latent import LatentDenoiser
 from .model_files import ModelFiles, find_model
 from .schedules import build_schedule
-from .taps import StopForward, Tap
+from .session import StopForward
+from .taps import Tap
 
 
 class DiT(LatentDenoiser):
@@ -33,6 +34,8 @@ class DiT(LatentDenoiser):
     Without class ids the network is told the null class. Images of other sizes than it was trained on get diffusers'
     sine-cosine positions for their own height and width.
     """
+
+    told = ('class_ids',)
 
     def __init__(
         self,
@@ -59,9 +62,12 @@ class DiT(LatentDenoiser):
             self.cut(keep_taps)
         if random_seed is None:
             self.read_weights(files)
-            _fill_positions(self.transformer)
+            if self.runs_network:
+                _fill_positions(self.transformer)
         for module in self.transformer.modules():
-            if hasattr(module, 'dropout_prob'):  # in train mode every block would drop labels on its own
+            if hasattr(
+                module, 'dropout_prob'
+            ):  # in train mode every block would drop labels on its own
                 module.dropout_prob = 0.0
         self.transformer.requires_grad_(False).eval()
         self.fingerprint = files.fingerprint(random_seed)
@@ -76,9 +82,9 @@ class DiT(LatentDenoiser):
         if ids is None:
             ids = torch.full((len(x_t),), self.null_class, device=x_t.device)
         elif not _is_fake(ids) and bool(((ids < 0) | (ids > self.null_class)).any()):
-            raise ValueError(f'class ids {ids.tolist()} are unknown; allowed: 0 to {self.null_class} (the null class)')
-        if condition is not None and (condition.tokens is not None or condition.time_bias is not None):
-            raise ValueError('DiT takes class ids and neither text nor a bias on the time embedding')
+            raise ValueError(
+                f'class ids {ids.tolist()} are unknown; allowed: 0 to {self.null_class} (the null class)'
+            )
         dtype = self.transformer.pos_embed.proj.weight.dtype
         cut = isinstance(self.transformer.norm_out, PassThrough)
         end = self.transformer.norm_out if cut else self.transformer.proj_out_2
@@ -97,7 +103,9 @@ class DiT(LatentDenoiser):
     def shorten(self, last: Tap) -> None:
         parts = last.path.split('.')
         if parts[0] == 'transformer_blocks' and len(parts) > 1:
-            self.transformer.transformer_blocks = self.transformer.transformer_blocks[: int(parts[1]) + 1]
+            self.transformer.transformer_blocks = self.transformer.transformer_blocks[
+                : int(parts[1]) + 1
+            ]
         elif parts[0] != 'pos_embed':
             return
         else:
@@ -125,7 +133,10 @@ def _build_transformer(files: ModelFiles, random_seed: int | None) -> nn.Module:
 
     config = files.network.config
     kind = config.get('_class_name', 'DiTTransformer2DModel')
-    if kind not in ('DiTTransformer2DModel', 'Transformer2DModel'):  # the second in folders of early diffusers
+    if kind not in (
+        'DiTTransformer2DModel',
+        'Transformer2DModel',
+    ):  # the second in folders of early diffusers
         raise ValueError(f'{files.name} holds a {kind}; DiT takes a DiTTransformer2DModel')
     if kind == 'Transformer2DModel':
         files.network.config = _early(config)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .denoiser import Condition, Denoiser, Latent
+from .condition import Condition, Latent
+from .denoiser import Denoiser
 from .noise import LATENT_STREAM, NoisePolicy, image_key
-from .taps import TapInfo
+from .taps import PROBS, VARYING, TapInfo
 
 
 class FeatureExtractor:
@@ -46,15 +48,36 @@ class FeatureExtractor:
             self.timesteps = self.timesteps[:1]
         # (timestep, tap) of each map
         self.order = [
-            (t, name) for k, t in enumerate(self.timesteps) for name in (self.moving if k else self.taps)
+            (t, name)
+            for k, t in enumerate(self.timesteps)
+            for name in (self.moving if k else self.taps)
         ]
 
     def infos(self) -> list[TapInfo]:
-        """Channels and stride of each map that is given."""
+        """Channels and stride of each map that is given; channels are -1 where they depend on the size of the image.
+
+        Raises:
+            ValueError: a tap gives no map.
+        """
         step = self.denoiser.divisor
-        size = (-(-max(64, step) // step) * step,) * 2
-        info = self.denoiser.tap_info(size)
-        return [info[str(self.denoiser.tap(name))] for _, name in self.order]
+        side = -(-max(64, step) // step) * step
+        found = self.denoiser.tap_info((side, side))
+        places = {name: self.denoiser.tap(name) for name in self.taps}
+        missing = [name for name, tap in places.items() if str(tap) not in found]
+        if missing:
+            raise ValueError(
+                f'taps {missing} give no maps (B, C, h, w) that cover the image. tools/list_taps.py prints the taps that do'
+            )
+        # a self-attention's probabilities have a channel for each place of the image
+        if any(tap.side in PROBS for tap in places.values()):
+            wider = self.denoiser.tap_info((side, 2 * side))
+            found = {
+                name: info
+                if info.channels == wider[name].channels
+                else replace(info, channels=VARYING)
+                for name, info in found.items()
+            }
+        return [found[str(places[name])] for _, name in self.order]
 
     def __call__(self, rgb: Tensor, condition: Condition | None = None) -> list[Tensor]:
         """RGB (B, 3, H, W) in [-1, 1] -> the maps (B, C_k, h_k, w_k) of the padded image, in the order of :attr:`order`."""
@@ -101,7 +124,9 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
 def listed(taps: Sequence[str]) -> list[str]:
     """``taps`` as a list; ValueError for a single string or none."""
     if isinstance(taps, str) or not taps:
-        raise ValueError(f"taps must be a list of at least one tap, got {taps!r}; e.g. ['up_blocks.1']")
+        raise ValueError(
+            f"taps must be a list of at least one tap, got {taps!r}; e.g. ['up_blocks.1']"
+        )
     return list(taps)
 
 
@@ -109,7 +134,9 @@ def _distinct(denoiser: Denoiser, taps: Sequence[str]) -> list[str]:
     """The taps as given; the same place twice is a mistake."""
     canonical = [denoiser.tap(name) for name in taps]
     if len(set(canonical)) < len(canonical):
-        raise ValueError(f'taps {list(taps)} name the same place twice: {[str(tap) for tap in canonical]}')
+        raise ValueError(
+            f'taps {list(taps)} name the same place twice: {[str(tap) for tap in canonical]}'
+        )
     return [str(name) for name in taps]
 
 

@@ -7,13 +7,15 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from .condition import Latent
 from .cutting import PassThrough, shorten_stages
-from .denoiser import Denoiser, Latent
+from .denoiser import Denoiser
 from .model_files import ModelFiles
-from .taps import Tap, TapSession
+from .session import TapSession
+from .taps import Tap
 
 LATENTS = ('mean', 'mode', 'sample')
-ENCODER, DECODER = 'vae.encoder', 'vae.decoder'
+BEHIND = ('post_quant_conv', 'decoder')  # the parts of an autoencoder that take the latent
 
 
 class LatentDenoiser(Denoiser):
@@ -36,6 +38,7 @@ class LatentDenoiser(Denoiser):
         self.latent = latent
         self.scale_latent = scale_latent
         self.runs_network = True  # False: only the autoencoder is tapped
+        self.gives_latent = True  # False: only its encoder is
 
     def build_vae(self, files: ModelFiles, random_seed: int | None) -> None:
         """The autoencoder, without weights where they come from files."""
@@ -60,7 +63,7 @@ class LatentDenoiser(Denoiser):
         return self.network.vae
 
     def is_static(self, name: str) -> bool:
-        return self.tap(name).path.split('.')[0] == 'vae'
+        return _part(self.tap(name)) is not None
 
     def encode(self, image: Tensor) -> Tensor:
         """The posterior's mean (B, C, H/8, W/8), scaled."""
@@ -74,9 +77,11 @@ class LatentDenoiser(Denoiser):
     def encode_tapped(
         self, image: Tensor, taps: Sequence[str] = (), latent: bool = True
     ) -> tuple[Latent | None, dict[str, Tensor]]:
-        names = {self.tap(name): name for name in taps}
-        before = [tap for tap in names if not tap.path.startswith(DECODER)]
-        behind = [tap for tap in names if tap.path.startswith(DECODER)]
+        names: dict[Tap, list[str]] = {}  # an alias and a path may name the same place
+        for name in taps:
+            names.setdefault(self.tap(name), []).append(str(name))
+        behind = [tap for tap in names if _part(tap) in BEHIND]
+        before = [tap for tap in names if tap not in behind]
         session = TapSession(self.network, before, stop=not (latent or behind))
         posterior = None
         with self._reading(session):
@@ -88,8 +93,8 @@ class LatentDenoiser(Denoiser):
             with self._reading(session):
                 self.vae.decode(posterior.mean)
             maps.update(session.captured)
-        found = {names[tap]: value for tap, value in maps.items()}
-        self.check_maps(found, list(names.values()))
+        found = {name: value for tap, value in maps.items() for name in names[tap]}
+        self.check_maps(found, list(taps))
         if not latent:
             return None, found
         assert posterior is not None and posterior.std is not None
@@ -97,7 +102,7 @@ class LatentDenoiser(Denoiser):
         return Latent(posterior.mean * self.scaling_factor, std), found
 
     def run_all(self, image: Tensor, t: Tensor) -> None:
-        if getattr(self.vae, 'quant_conv', None) is None and not self.runs_network:
+        if not self.gives_latent:
             self.vae.encoder(image)
             return
         posterior = self._posterior(image)
@@ -109,29 +114,20 @@ class LatentDenoiser(Denoiser):
     def cut(self, taps: Iterable[str]) -> None:
         """Shorten network, encoder and decoder each behind its last tap; what is not tapped at all goes."""
         wanted = {self.tap(name) for name in taps}
-        places = {
-            place: {tap for tap in wanted if (tap.path + '.').startswith(place + '.')}
-            for place in (ENCODER, DECODER)
-        }
-        moving = {tap for tap in wanted if tap.path.split('.')[0] != 'vae'}
-        loose = wanted - moving - places[ENCODER] - places[DECODER]
-        last = {place: self._last(found) for place, found in places.items() if found}
-        last_moving = self._last(moving) if moving else None
-        if last_moving is not None:
-            self.shorten(last_moving)
+        behind = {tap for tap in wanted if _part(tap) in BEHIND}
+        moving = {tap for tap in wanted if _part(tap) is None}
+        before = wanted - behind - moving
+        # all three are found while everything is still there
+        last, last_before, last_behind = (
+            self._last(found) if found else None for found in (moving, before, behind)
+        )
+        if last is not None:
+            self.shorten(last)
         else:
             self._drop_network()
-        if loose:  # quant_conv and the like: too little to gain
-            return
-        if DECODER in last:
-            shorten_stages(self.vae.decoder, _below(last[DECODER], DECODER), ('conv_in', 'mid_block', 'up_blocks'))
-        else:
-            self.vae.decoder = self.vae.post_quant_conv = None
-            if not moving:
-                self.vae.quant_conv = None
-                shorten_stages(
-                    self.vae.encoder, _below(last[ENCODER], ENCODER), ('conv_in', 'down_blocks', 'mid_block')
-                )
+        self._shorten_decoder(last_behind)
+        if not moving and not behind and last_before is not None:
+            self._shorten_encoder(last_before)
         self._trace_cache.clear()
 
     def _drop_network(self) -> None:
@@ -140,6 +136,22 @@ class LatentDenoiser(Denoiser):
         for name, _ in list(self.network.named_children()):
             if name != 'vae':
                 setattr(self.network, name, PassThrough())
+
+    def _shorten_decoder(self, last: Tap | None) -> None:
+        if last is None:
+            self.vae.decoder = self.vae.post_quant_conv = None
+        elif _part(last) == 'post_quant_conv':
+            self.vae.decoder = PassThrough()
+        else:
+            shorten_stages(self.vae.decoder, _inside(last), ('conv_in', 'mid_block', 'up_blocks'))
+
+    def _shorten_encoder(self, last: Tap) -> None:
+        """Nothing needs the latent."""
+        if _part(last) == 'quant_conv':
+            return
+        self.gives_latent = False
+        self.vae.quant_conv = None
+        shorten_stages(self.vae.encoder, _inside(last), ('conv_in', 'down_blocks', 'mid_block'))
 
     def set_checkpointing(self, enabled: bool) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
@@ -151,9 +163,15 @@ class LatentDenoiser(Denoiser):
             self.network.disable_gradient_checkpointing()
 
 
-def _below(tap: Tap, place: str) -> Tap:
-    """The tap with its path from ``place`` on; the whole of it is its end."""
-    return Tap(tap.path[len(place) + 1 :] or 'conv_out', tap.side)
+def _part(tap: Tap) -> str | None:
+    """Which part of the autoencoder a tap is in; None: in the network."""
+    place, _, rest = tap.path.partition('.')
+    return rest.partition('.')[0] if place == 'vae' else None
+
+
+def _inside(tap: Tap) -> Tap:
+    """The tap with its path within encoder or decoder; the whole of it is its end."""
+    return Tap('.'.join(tap.path.split('.')[2:]) or 'conv_out', tap.side)
 
 
 def column(value: Tensor, batch: int, dtype: torch.dtype) -> Tensor:

@@ -7,6 +7,7 @@ ever read.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -74,12 +75,22 @@ def _recognise(source: Source, weights: WeightFile, prediction_type: str | None)
     keys = weights.shapes
     if any(key.startswith('conditioner.embedders.') for key in keys):
         raise ValueError(f'{source.name} is an SDXL file; StableDiffusion takes SD 1.x and 2.x')
+    if not any(key.startswith(UNET) for key in keys):
+        raise ValueError(
+            f'{source.name} holds no U-Net under the names of a Stable Diffusion file ({UNET}…); its first names are '
+            f'{sorted(keys)[:3]}. Of a diffusers model give the folder, not one of its files'
+        )
     channels = keys.get(UNET + 'input_blocks.0.0.weight', (0, 0))
+    if channels[1] in (5, 7, 8, 9):
+        raise ValueError(
+            f'{source.name}: its network takes {channels[1]} channels; inpainting, depth, upscaling and editing models are not '
+            'supported, StableDiffusion takes those of 4'
+        )
     width = keys.get(_CONTEXT, (0, 0))[1]
     if channels[:2] != (320, 4) or width not in (768, 1024):
         raise ValueError(
             f'{source.name} is not recognised as Stable Diffusion 1.x or 2.x (first convolution {tuple(channels)}, text width {width}; '
-            "expected (320, 4, 3, 3) and 768 or 1024). For another architecture give config=dict(unet=…, vae=…, scheduler=…) or "
+            'expected (320, 4, 3, 3) and 768 or 1024). For another architecture give config=dict(unet=…, vae=…, scheduler=…) or '
             'a folder with its configs'
         )
     if width == 768:
@@ -104,10 +115,12 @@ def _translate(weights: WeightFile, configs: Mapping[str, Any]) -> tuple[Part, P
         prefix = UNET if name == 'unet' else VAE
         chosen = {key: value for key, value in later.items() if key.startswith(prefix)}
         found = converter(chosen, configs[name]) if chosen else {}
-        parts.append(
-            Part(configs[name], weights.files, lambda key, found=found: found[key].read(weights), set(found))
-        )
+        parts.append(Part(configs[name], weights.files, partial(_read, weights, found), set(found)))
     return parts[0], parts[1]
+
+
+def _read(weights: WeightFile, found: Mapping[str, _Later], name: str) -> Tensor:
+    return found[name].read(weights)
 
 
 def _text_part(weights: WeightFile, configs: Mapping[str, Any]) -> Part | None:

@@ -100,7 +100,9 @@ def _from_hub(text: str) -> Source:
     try:
         # one file format of what is used of a pipeline; the others only where a repository has no safetensors
         options = dict(revision=revision or None, allow_patterns=['*.json', *HUB_PATTERNS])
-        folder = snapshot_download(repo, ignore_patterns=[*HUB_UNUSED, '*.bin', '*.fp16.*'], **options)
+        folder = snapshot_download(
+            repo, ignore_patterns=[*HUB_UNUSED, '*.bin', '*.fp16.*'], **options
+        )
         if not any(Path(folder).rglob('*.safetensors')):
             folder = snapshot_download(repo, ignore_patterns=list(HUB_UNUSED), **options)
     except Exception as error:  # the hub's own error types differ between its releases
@@ -118,7 +120,9 @@ def _download(url: str) -> Path:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(url, str(target))  # writes a temporary file, shows progress
+            torch.hub.download_url_to_file(
+                url, str(target)
+            )  # writes a temporary file, shows progress
         except OSError as error:
             raise FileNotFoundError(
                 f'pretrained={url!r} could not be downloaded ({error}). Fetch it elsewhere and give the local path'
@@ -167,7 +171,8 @@ class WeightFile:
         self.metadata.update(handle.metadata() or {})
         for key in handle.keys():
             self.shapes[key] = tuple(handle.get_slice(key).get_shape())
-            self._readers[key] = lambda key=key: handle.get_tensor(key)  # type: ignore[misc]
+            # opened anew each time: the pages of a mapped file count as the process's memory as long as it is open
+            self._readers[key] = lambda key=key: _read_safetensor(file, key)  # type: ignore[misc]
 
     def _open_pickle(self, file: Path) -> None:
         state = load_pickle(file)
@@ -186,8 +191,37 @@ class WeightFile:
         return self._readers[key]()
 
 
+def _read_safetensor(file: Path, key: str) -> Tensor:
+    from safetensors import safe_open
+
+    with safe_open(str(file), framework='pt') as handle:
+        return handle.get_tensor(key)
+
+
 def load_pickle(file: Path) -> dict[str, Any]:
-    """A ``torch.save`` file that holds weights and nothing else."""
+    """A dictionary that ``torch.save`` wrote, of weights and nothing else."""
+    return _dictionary(file, _unpickle(file))
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a ``torch.save`` file: those of a dictionary, or a single one under the name ''."""
+    state = _unpickle(file)
+    if isinstance(state, Tensor):
+        return {'': state}
+    return {
+        key: value for key, value in _dictionary(file, state).items() if isinstance(value, Tensor)
+    }
+
+
+def _dictionary(file: Path, state: Any) -> dict[str, Any]:
+    if not isinstance(state, dict):
+        raise ValueError(
+            f'{file} holds a {type(state).__name__}; a dictionary of tensors is expected'
+        )
+    return state
+
+
+def _unpickle(file: Path) -> Any:
     options: dict[str, Any] = dict(map_location='cpu', weights_only=True)
     try:
         try:
@@ -202,8 +236,6 @@ def load_pickle(file: Path) -> dict[str, Any]:
         ) from error
     except (RuntimeError, EOFError) as error:
         raise ValueError(f'{file} cannot be read ({error}). Is the download complete?') from error
-    if not isinstance(state, dict):
-        raise ValueError(f'{file} holds a {type(state).__name__}; a dictionary of tensors is expected')
     return state
 
 
@@ -265,7 +297,12 @@ def fill(
 
 
 # attention in files that diffusers wrote before 0.17 (all of Google's DDPM ones on the hub)
-_OLD_NAMES = {'.to_q.': '.query.', '.to_k.': '.key.', '.to_v.': '.value.', '.to_out.0.': '.proj_attn.'}
+_OLD_NAMES = {
+    '.to_q.': '.query.',
+    '.to_k.': '.key.',
+    '.to_v.': '.value.',
+    '.to_out.0.': '.proj_attn.',
+}
 
 
 def _stored_name(name: str, available: set[str]) -> str:

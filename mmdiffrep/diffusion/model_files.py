@@ -89,8 +89,8 @@ def named_config(config: str | Mapping[str, Any]) -> dict[str, Any]:
     folder = Path(config).expanduser()
     if not folder.is_dir():
         raise ValueError(
-            f'config={config!r} is unknown; allowed: one of {known_configs()}, a folder in diffusers\' layout, or a dict of '
-            'the parts\' configs'
+            f"config={config!r} is unknown; allowed: one of {known_configs()}, a folder in diffusers' layout, or a dict of "
+            "the parts' configs"
         )
     found = {path.parent.name: read_json(path) for path in folder.glob('*/*config.json')}
     return {key: value for key, value in found.items() if key != 'tokenizer'}
@@ -123,7 +123,16 @@ def find_model(
     else:
         source = locate(pretrained)
         if source.path.is_dir():
+            if config is not None:
+                raise ValueError(
+                    f'pretrained={source.name!r} is a folder, which says its own architecture: leave config={config!r} out'
+                )
             files = _from_folder(source, part)
+        elif part != 'unet':
+            raise ValueError(
+                f'pretrained={source.name!r} is a single file; single files are read of Stable Diffusion only. Give a folder '
+                "as diffusers' save_pretrained writes it, or a hub id"
+            )
         else:
             from .ldm import read_single_file
 
@@ -138,18 +147,23 @@ def find_model(
 def _from_configs(name: str, configs: Mapping[str, Any], part: str) -> ModelFiles:
     missing = [key for key in (part, 'vae', 'scheduler') if not configs.get(key)]
     if missing:
-        raise ValueError(f'config lacks {missing}; it has {sorted(configs)}, and needs {[part, "vae", "scheduler"]}')
+        raise ValueError(
+            f'config lacks {missing}; it has {sorted(configs)}, and needs {[part, "vae", "scheduler"]}'
+        )
     return ModelFiles(name, Part(configs[part]), Part(configs['vae']), dict(configs['scheduler']))
 
 
 def _from_folder(source: Source, part: str) -> ModelFiles:
     folders = {name: source.path / name for name in (part, 'vae', 'scheduler')}
-    needed = {name: folder / ('scheduler_config.json' if name == 'scheduler' else 'config.json') for name, folder in folders.items()}
+    needed = {
+        name: folder / ('scheduler_config.json' if name == 'scheduler' else 'config.json')
+        for name, folder in folders.items()
+    }
     missing = [str(path.relative_to(source.path)) for path in needed.values() if not path.is_file()]
     if missing:
         raise FileNotFoundError(
             f'pretrained={source.name!r}: {source.path} lacks {missing}; it holds '
-            f'{sorted(entry.name for entry in source.path.iterdir())}. It should be a folder as diffusers\' save_pretrained writes it'
+            f"{sorted(entry.name for entry in source.path.iterdir())}. It should be a folder as diffusers' save_pretrained writes it"
         )
     parts = {name: _folder_part(folders[name], read_json(needed[name])) for name in (part, 'vae')}
     has_text = (source.path / 'text_encoder').is_dir()

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from . import adm
 from .aliases import resolve_alias
+from .condition import Condition
 from .cutting import shorten_unet
-from .denoiser import Condition, Denoiser
+from .denoiser import Denoiser
 from .loading import (
     Source,
     WeightFile,
@@ -51,6 +52,8 @@ class PixelUNet(Denoiser):
         keep_taps: shorten the network behind the last of these taps; what is behind is never read into memory.
         adm_options: what an ADM checkpoint's shapes do not say, see :func:`mmdiffrep.diffusion.adm.infer_adm_config`.
     """
+
+    told = ('class_ids', 'time_bias')
 
     def __init__(
         self,
@@ -193,7 +196,7 @@ def _plan_folder(source: Source, config: Mapping[str, Any] | None) -> _Plan:
     if folder is None:
         raise FileNotFoundError(
             f'pretrained={source.name!r}: {source.path} has no unet/config.json and no config.json. '
-            'It should be a folder as diffusers\' save_pretrained writes it'
+            "It should be a folder as diffusers' save_pretrained writes it"
         )
     unet_config = read_json(folder / 'config.json')
     kind = unet_config.get('_class_name', 'UNet2DModel')

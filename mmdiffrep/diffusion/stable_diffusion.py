@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .condition import Condition
 from .cutting import shorten_unet
-from .denoiser import Condition
 from .latent import LatentDenoiser, column
 from .model_files import ModelFiles, find_model
 from .schedules import build_schedule
@@ -40,6 +40,8 @@ class StableDiffusion(LatentDenoiser):
         keep_text_encoder: keep it (on the CPU), for prompts that differ from image to image.
     """
 
+    told = ('tokens', 'time_bias')
+
     def __init__(
         self,
         pretrained: str | None = None,
@@ -58,7 +60,9 @@ class StableDiffusion(LatentDenoiser):
     ) -> None:
         super().__init__(latent, scale_latent)
         if sum(value is not None for value in (prompt, tokens, class_names)) > 1:
-            raise ValueError(f'give one of prompt={prompt!r}, tokens={tokens!r} and class_names={class_names!r}')
+            raise ValueError(
+                f'give one of prompt={prompt!r}, tokens={tokens!r} and class_names={class_names!r}'
+            )
         files = find_model(pretrained, config, 'unet', schedule, prediction_type)
         if random_seed is None and pretrained is None:
             random_seed = 0
@@ -73,9 +77,12 @@ class StableDiffusion(LatentDenoiser):
         kept = None if keep_taps is None else list(keep_taps)
         asks_network = kept is None or not all(self.is_static(name) for name in kept)
         self._text: list[TextEncoder] = []  # in a list: no module, stays on the CPU
+        self.random_tokens = random_seed is not None
         if random_seed is None and (keep_text_encoder or (asks_network and tokens is None)):
             self._text.append(TextEncoder(files))
-        self.register_buffer('tokens', self._fixed_tokens(prompt, tokens, class_names, templates, random_seed), False)
+        self.register_buffer(
+            'tokens', self._fixed_tokens(prompt, tokens, class_names, templates, random_seed), False
+        )
         if not keep_text_encoder:
             self._text.clear()
         if kept is not None:
@@ -101,7 +108,9 @@ class StableDiffusion(LatentDenoiser):
                 return class_tokens(self._text[0], class_names, templates)
             return self._text[0]([prompt or ''])
         count = 77 if class_names is None else len(class_names)
-        return torch.randn(1, count, width, generator=torch.Generator().manual_seed(random_seed or 0))
+        return torch.randn(
+            1, count, width, generator=torch.Generator().manual_seed(random_seed or 0)
+        )
 
     @property
     def network(self) -> nn.Module:
@@ -120,8 +129,12 @@ class StableDiffusion(LatentDenoiser):
         """Prompts -> tokens (B, L, D) on the CPU, encoded once each.
 
         Raises:
-            ValueError: the text encoder was released.
+            ValueError: there is no text encoder, or it was released.
         """
+        if self.random_tokens:
+            raise ValueError(
+                'a network with random weights has no text encoder for prompts: leave random_seed out and give pretrained=…'
+            )
         if not self._text:
             raise ValueError(
                 'the text encoder was released after the fixed prompt: set keep_text_encoder=True in the denoiser for prompts that '

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .ldm import CLIP, OPEN_CLIP
-from .loading import WeightFile, load_pickle
+from .loading import WeightFile, load_tensors
 from .model_files import ModelFiles, Part
 
 
@@ -28,20 +28,25 @@ class TextEncoder:
             self.model, self.tokenizer = _from_folder(files.text_folder)
         elif files.text is not None:
             self.model, self.tokenizer = _from_single_file(files.text), None
+            # SD 1 pads with the end-of-text token, SD 2 with 0
+            self.pads_with_end = any(name.startswith(CLIP) for name in files.text.names)
         else:
             raise FileNotFoundError(
-                f'{files.name} has no text encoder, so that prompts cannot be encoded: give tokens=FILE (a saved embedding), or a '
-                'model with text_encoder/ and tokenizer/'
+                f'{files.name} has no text encoder (or its config has no text_encoder), so that prompts cannot be encoded: give '
+                'tokens=FILE (a saved embedding), or a model with text_encoder/ and tokenizer/'
             )
         self.model.requires_grad_(False).eval()
         self.length = self.model.config.max_position_embeddings
         self._seen: dict[str, Tensor] = {}
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> TextEncoder:
+        return self  # frozen: a copy of the denoiser (an EMA, say) shares it
+
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """Prompts -> (B, L, D); what was asked before is not encoded again."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._seen]
         if new:
-            if len(self._seen) > 10000:
+            if len(self._seen) > 1000:  # 236 kB each
                 self._seen.clear()
                 new = list(dict.fromkeys(prompts))
             self._seen.update(zip(new, self._run(new).last_hidden_state))
@@ -58,17 +63,18 @@ class TextEncoder:
     def _ids(self, prompts: Sequence[str]) -> Tensor:
         if self.tokenizer is not None:
             encoded = self.tokenizer(
-                list(prompts), padding='max_length', truncation=True, max_length=self.length, return_tensors='pt'
+                list(prompts),
+                padding='max_length',
+                truncation=True,
+                max_length=self.length,
+                return_tensors='pt',
             )
             return encoded.input_ids
-        return clip_ids(prompts, self.length, pad_with_end=self.model.config.hidden_size == 768)
+        return clip_ids(prompts, self.length, self.pads_with_end)
 
 
 def clip_ids(prompts: Sequence[str], length: int, pad_with_end: bool) -> Tensor:
-    """CLIP's token ids (B, length), by open_clip's tokenizer, which ships the vocabulary.
-
-    SD 1 pads with the end-of-text token, SD 2 with 0.
-    """
+    """CLIP's token ids (B, length), by open_clip's tokenizer, which ships the vocabulary; padded with the end of text, or 0."""
     try:
         from open_clip.tokenizer import SimpleTokenizer
     except ImportError as error:
@@ -109,12 +115,18 @@ def _from_single_file(part: Part) -> nn.Module:
     if any(name.startswith(OPEN_CLIP) for name in state):
         found = convert_open_clip_checkpoint(model, state)
     else:
-        found = convert_ldm_clip_checkpoint({name: value for name, value in state.items() if name.startswith(CLIP)})
+        found = convert_ldm_clip_checkpoint(
+            {name: value for name, value in state.items() if name.startswith(CLIP)}
+        )
     wanted = model.state_dict()
     named = {_own_name(name, wanted): value.float() for name, value in found.items()}
-    missing = sorted(set(wanted) - set(named) - {name for name in wanted if name.endswith('position_ids')})
+    missing = sorted(
+        set(wanted) - set(named) - {name for name in wanted if name.endswith('position_ids')}
+    )
     if missing:
-        raise ValueError(f'{part.files[0]} lacks {len(missing)} weights of its text encoder, for example {missing[:3]}')
+        raise ValueError(
+            f'{part.files[0]} lacks {len(missing)} weights of its text encoder, for example {missing[:3]}'
+        )
     model.load_state_dict({name: named[name] for name in wanted if name in named}, strict=False)
     return model
 
@@ -126,7 +138,9 @@ def _own_name(name: str, wanted: dict[str, Tensor]) -> str:
 
 
 def class_tokens(
-    encoder: TextEncoder, class_names: Sequence[str], templates: Sequence[str] = ('a photo of a {}.',)
+    encoder: TextEncoder,
+    class_names: Sequence[str],
+    templates: Sequence[str] = ('a photo of a {}.',),
 ) -> Tensor:
     """One token a class name (1, K, D): the mean over templates of the pooled text (VPD, Zhao et al., ICCV 2023)."""
     bad = [template for template in templates if '{}' not in template]
@@ -135,7 +149,10 @@ def class_tokens(
             f"class names {list(class_names)} with templates {list(templates)}: give at least one of each, and '{{}}' in every "
             'template where the name belongs'
         )
-    rows = [encoder.pooled([template.format(name) for template in templates]).mean(0) for name in class_names]
+    rows = [
+        encoder.pooled([template.format(name) for template in templates]).mean(0)
+        for name in class_names
+    ]
     return torch.stack(rows)[None]
 
 
@@ -147,16 +164,20 @@ def load_tokens(path: str | Path, width: int) -> Tensor:
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(f'tokens={str(path)!r}: no such file (a saved text embedding, .npy, .safetensors or .pt)')
+        raise FileNotFoundError(
+            f'tokens={str(path)!r}: no such file (a saved text embedding, .npy, .safetensors or .pt)'
+        )
     if file.suffix == '.npy':
         found = {'': torch.from_numpy(np.load(file, allow_pickle=False))}
     elif file.suffix == '.safetensors':
         weights = WeightFile([file])
         found = {key: weights.read(key) for key in weights.keys()}
     else:
-        found = {key: value for key, value in load_pickle(file).items() if isinstance(value, Tensor)}
+        found = load_tensors(file)
     if len(found) != 1:
-        raise ValueError(f'tokens={str(path)!r} holds {len(found)} arrays {sorted(found)[:5]}; one is expected')
+        raise ValueError(
+            f'tokens={str(path)!r} holds {len(found)} arrays {sorted(found)[:5]}; one is expected'
+        )
     tokens = next(iter(found.values())).float()
     tokens = tokens[None] if tokens.dim() == 2 else tokens
     if tokens.dim() != 3 or tokens.shape[0] != 1 or tokens.shape[2] != width:

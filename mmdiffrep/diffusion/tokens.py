@@ -20,7 +20,9 @@ def input_grid(module: nn.Module, activation: Any) -> Grid | None:
     """The grid of tokens that a module makes of its input: that of a map (B, C, h, w), in patches where it cuts some."""
     if not isinstance(activation, Tensor) or activation.dim() != 4:
         return None
-    patch = getattr(module, 'patch_size', None) or 1
+    patch = (
+        vars(module).get('patch_size') or 1
+    )  # getattr would reach diffusers' configs, which is deprecated
     height, width = activation.shape[-2:]
     return height // patch, width // patch
 
@@ -52,6 +54,11 @@ def to_map(tokens: Tensor, grid: Grid) -> Tensor:
 def to_tokens(feature: Tensor) -> Tensor:
     """(B, C, h, w) -> (B, h w, C)."""
     return feature.flatten(2).transpose(1, 2)
+
+
+def channels_first(module: nn.Module) -> bool:
+    """Whether a module's tokens are (B, C, N): a GroupNorm, which an attention turns around and back."""
+    return isinstance(module, nn.GroupNorm)
 
 
 def map_shape(shape: tuple[int, ...], grid: Grid | None) -> tuple[int, ...]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .taps import Tap
-from .tokens import Grid, input_grid, map_shape, sees_text
+from .tokens import Grid, channels_first, input_grid, map_shape, sees_text
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class _Tracer:
 
     def note(self, path: str, side: str, shape: tuple[int, ...] | None) -> None:
         if shape is not None and not sees_text(self.root, path):
+            if len(shape) == 3 and channels_first(self.root.get_submodule(path)):
+                shape = shape[0], shape[2], shape[1]
             shape = map_shape(shape, self.grid())
         self.events.append(TraceEvent(Tap(path, side), shape))
 
@@ -76,7 +79,30 @@ def trace(root: nn.Module, run: Callable[[], Any]) -> list[TraceEvent]:
     tracer = _Tracer(root)
     with contextlib.ExitStack() as stack:
         for path, module in root.named_modules():
-            stack.callback(module.register_forward_pre_hook(tracer.before(path), with_kwargs=True).remove)
+            stack.callback(
+                module.register_forward_pre_hook(tracer.before(path), with_kwargs=True).remove
+            )
             stack.callback(module.register_forward_hook(tracer.after(path)).remove)
         run()
     return tracer.events
+
+
+def leaves(tensors: Iterable[Tensor]) -> set[int]:
+    """The ids of the parameters that tensors depend on, read from their autograd graph."""
+    todo = [x.grad_fn for x in tensors]
+    seen: set[Any] = set()
+    found = set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, 'variable'):
+            found.add(id(node.variable))
+        todo += [parent for parent, _ in node.next_functions]
+    return found
+
+
+def quiet_autocast(device: str) -> contextlib.AbstractContextManager:
+    """No autocast around a trace: its dtypes are the network's own."""
+    return torch.autocast(device, enabled=False) if device != 'meta' else contextlib.nullcontext()

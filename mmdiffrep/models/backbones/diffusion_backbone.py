@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmdiffrep.diffusion.denoiser import Condition, Denoiser
 from mmdiffrep.diffusion.extraction import FeatureExtractor, listed
 from mmdiffrep.diffusion.noise import NoisePolicy
-from mmdiffrep.diffusion.taps import find_module
+from mmdiffrep.diffusion.taps import VARYING, find_module
 from mmdiffrep.registry import MODELS
 
 from ..adapters.base import map_size
@@ -53,7 +53,8 @@ class DiffusionBackbone(BaseModule):
         pretrained: not used, with a warning: what mmseg hands down from a stock config's ``model.pretrained``.
 
     Attributes:
-        out_channels, out_strides: of the returned maps, known before any forward.
+        out_channels, out_strides: of the returned maps, known before any forward. Channels are -1 where they depend on the
+            image's size: a self-attention's probabilities.
     """
 
     def __init__(
@@ -279,6 +280,13 @@ def _build_conditioner(
 def _build_adapter(adapter: Mapping[str, Any] | None, infos: Sequence[Any]) -> nn.Module | None:
     if adapter is None:
         return None
+    varying = sorted({info.tap for info in infos if info.channels == VARYING})
+    if varying:
+        raise ValueError(
+            f'taps {varying} give a channel for each place of the image, so that their number depends on its size: no adapter can '
+            'be built on them. Leave the adapter out, or tap the probabilities of a cross-attention (attn2:probs), whose '
+            "channels are the text's tokens"
+        )
     given = sorted({'in_channels', 'in_strides'} & set(adapter))
     if given:
         warnings.warn(
