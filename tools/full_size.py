@@ -124,6 +124,7 @@ def measure_loading(args: argparse.Namespace) -> dict[str, Any]:
 def _write(denoiser: Denoiser, folder: Path) -> None:
     """A diffusers folder, weights in fp16 as they are published."""
     from diffusers import DDPMScheduler
+
     from mmdiffrep.diffusion.text import save_tokens
 
     network = denoiser.network
