@@ -1,13 +1,7 @@
-# 20000 iterations of AdamW, warmed up, then falling to 0 (CamVid on a GPU).
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=5e-4, betas=(0.9, 0.999), weight_decay=0.01),
-    clip_grad=dict(max_norm=1.0),
-)
+# schedule_80k.py, for small data (CamVid on a GPU): 20000 iterations.
+_base_ = ['schedule_80k.py']
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=500),
     dict(type='PolyLR', power=0.9, eta_min=0.0, by_epoch=False, begin=500, end=20000),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=20000, val_interval=2000)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+train_cfg = dict(max_iters=20000, val_interval=2000)
