@@ -36,7 +36,8 @@ def tool():
 
 
 def test_flops_of_a_small_network_by_hand():
-    network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4 * 6, 5))
+    layers = [nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten()]
+    network = nn.Sequential(*layers, nn.Linear(8 * 4 * 6, 5))
     image = torch.randn(2, 3, 8, 12)
     conv = 2 * (8 * 4 * 6) * (3 * 3 * 3)  # a multiply-add for each output and each weight that it sees
     linear = 2 * 5 * (8 * 4 * 6)
@@ -71,7 +72,8 @@ def test_parameters_with_frozen_ones_outside_the_tree(tiny_denoiser):
     part = denoiser.network.mid_block.requires_grad_(True)
     total = sum(p.numel() for p in denoiser.parameters())
     trained = sum(p.numel() for p in part.parameters())
-    model = nn.ModuleDict(dict(backbone=DenoiserHolder(denoiser, ['mid_block']), head=nn.Linear(3, 2)))
+    holder = DenoiserHolder(denoiser, ['mid_block'])
+    model = nn.ModuleDict(dict(backbone=holder, head=nn.Linear(3, 2)))
     assert sum(p.numel() for p in model.parameters()) == trained + 8  # what torch sees
     assert count_parameters(model) == dict(
         parameters=total + 8, trained=trained + 8, outside=total - trained
@@ -113,7 +115,8 @@ def test_memory_that_is_used_again_counts():
 
 
 def backbone(**denoiser):
-    return dict(type='mmdiffrep.DiffusionBackbone', denoiser=dict(type='mmdiffrep.PixelUNet', **denoiser))
+    denoiser['type'] = 'mmdiffrep.PixelUNet'
+    return dict(type='mmdiffrep.DiffusionBackbone', denoiser=denoiser)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +258,7 @@ def test_unfairness_as_measured():
     'train_cfg, logged_by_epoch, steps, shares',
     [
         (dict(by_epoch=False, max_iters=10), False, [4, 8, 10], [0.4, 0.8, 1]),
-        (dict(type='IterBasedTrainLoop', max_iters=10, val_interval=4), True, [0, 0, 0], [0.4, 0.8, 1]),
+        (dict(type='IterBasedTrainLoop', max_iters=9, val_interval=3), True, [0] * 3, [1 / 3, 2 / 3, 1]),
         (dict(by_epoch=False, max_iters=10, val_interval=2, val_begin=5), True, [0, 0], [0.6, 0.8]),
         (dict(max_epochs=4), True, [1, 4], [0.25, 1]),
         (dict(by_epoch=True, max_epochs=4, val_interval=2), False, [50, 100], [0.5, 1]),
@@ -293,7 +296,8 @@ def test_the_newest_log_is_read(tmp_path):
 
 
 def result(*points, iteration_seconds=None):
-    return runs.Result([(share, dict(mIoU=value)) for share, value in points], 'validation', 9.0, iteration_seconds)
+    found = [(share, dict(mIoU=value)) for share, value in points]
+    return runs.Result(found, 'validation', 9.0, iteration_seconds)
 
 
 def test_interpolation_by_hand():
@@ -324,7 +328,9 @@ def test_training_cost():
     cost = dict(train_flops=7, train_batch=4, epoch_iterations=5, problems=['why'])
     run = result((1, 1.0), iteration_seconds=0.5)
     spent = [
-        matching.training_cost(cfg, cost, run, unit) for cfg in (iters, epochs) for unit in matching.UNITS
+        matching.training_cost(cfg, cost, run, unit)
+        for cfg in (iters, epochs)
+        for unit in matching.UNITS
     ]
     assert spent == [210, 15, 120, 105, 7.5, 60]
     with pytest.raises(ValueError, match='FLOPs of a training iteration is not known: why'):
@@ -336,29 +342,33 @@ def test_training_cost():
 # --- report ------------------------------------------------------------------------------------
 
 
-def comparison(*results, cost=None, **options):
-    cost = dict(
-        parameters=1_790_000, trained=2510, flops=717_000_000, images_per_second=27.4, memory=11_400_000,
-        image_size=[64, 64], images='drawn', batch_size=1, memory_kind='main memory', device='CPU', threads=1,
-    ) if cost is None else cost  # fmt: skip
+COST = dict(
+    parameters=1_790_000, trained=2510, flops=717_000_000, images_per_second=27.4, memory=11_400_000,
+    image_size=[64, 64], images='drawn', batch_size=1, memory_kind='main memory', device='CPU', threads=1,
+)  # fmt: skip
+
+
+def comparison(*results, cost=COST, **options):
     lines = [
-        report.Line(f'net-{k}_x', f'net-{k}', Config(BASE), cost, list(each)) for k, each in enumerate(results)
+        report.Line(f'net-{k}_x', f'net-{k}', Config(BASE), cost, list(each))
+        for k, each in enumerate(results)
     ]
     findings = fairness.compare([fairness.Side(line.short, line.cfg, line.cost) for line in lines])
     return report.Comparison(lines, ['mIoU'], '20-labels', findings, **options)
 
 
 def test_the_table():
-    low, high = [result((1, 10.0)), result((1, 12.0))], [result((1, 20.0)), result((1, 22.0))]
+    low = [result((1, 10.0), iteration_seconds=0.2), result((1, 12.0))]
+    high = [result((1, 20.0)), result((1, 22.0))]
     shown = report.markdown(comparison(low, high)).splitlines()
     cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in shown[:4]]
     assert cells[0] == [
-        '20-labels', 'mIoU', 'mIoU of each seed', 'parameters', 'trained', 'FLOPs', 'images/s', 'memory',
-        'training FLOPs/it', 'it/s', 'training memory', 'pre-trained on',
+        '20-labels', 'mIoU', 'mIoU of each seed', 'parameters', 'trained', 'FLOPs', 'images/s', 'memory', 'it/s',
+        'pre-trained on',
     ]  # fmt: skip
-    costs = ['1.79 M', '2.51 k', '717 M', '27.4', '11.4 MB', '–', '–', '–', 'from scratch']
-    assert cells[2] == ['net-1_x', '21.0 ± 1.4', '20.0, 22.0', *costs]
-    assert cells[3] == ['net-0_x', '11.0 ± 1.4', '10.0, 12.0', *costs]
+    costs = ['1.79 M', '2.51 k', '717 M', '27.4', '11.4 MB']
+    assert cells[2] == ['net-1_x', '21.0 ± 1.4', '20.0, 22.0', *costs, '–', 'from scratch']
+    assert cells[3] == ['net-0_x', '11.0 ± 1.4', '10.0, 12.0', *costs, '5.00', 'from scratch']
     assert len({len(line) for line in shown[:4]}) == 1  # columns stand below each other
     assert 'No unfairness was found' in shown[5]
 
@@ -384,7 +394,8 @@ def test_numbers():
 
 
 def test_csv_and_data():
-    outcome = comparison([result((1, 10.0), iteration_seconds=0.1), result((1, 12.0), iteration_seconds=0.3)])
+    paces = ((10.0, 0.1), (12.0, 0.3))
+    outcome = comparison([result((1, value), iteration_seconds=pace) for value, pace in paces])
     rows = list(csv.DictReader(report.csv_text(outcome).splitlines()))
     assert [(row['config'], row['seed'], row['mIoU'], row['flops']) for row in rows] == [
         ('net-0_x', '0', '10.0', '717000000'), ('net-0_x', '1', '12.0', '717000000')
@@ -396,11 +407,13 @@ def test_csv_and_data():
 
 @pytest.mark.parametrize('cost', picture.AXES)
 def test_the_picture(cost):
-    outcome = comparison([result((1, 10.0)), result((1, 12.0))], [result((1, 20.0)), result((1, 22.0))])
+    low, high = [result((1, 10.0)), result((1, 12.0))], [result((1, 20.0)), result((1, 22.0))]
+    outcome = comparison(low, high)
     png, left_out = picture.draw(outcome, cost)
     drawn = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
     assert drawn.shape == (750, 1200, 3) and left_out == []
-    blue, red = (np.abs(drawn.astype(int) - bgr).sum(-1) < 30 for bgr in ((178, 114, 0), (0, 94, 213)))
+    colours = ((178, 114, 0), (0, 94, 213))  # BGR
+    blue, red = (np.abs(drawn.astype(int) - colour).sum(-1) < 30 for colour in colours)
     assert blue.sum() > 100 and red.sum() > 100  # a colour for each
     assert np.nonzero(blue)[0].mean() < np.nonzero(red)[0].mean()  # the better one is higher
 
@@ -485,13 +498,10 @@ class Stand:
         values = dict(zip(command, command[1:]))
         seed = float(values['--seed'])
         if '-m' in command:
-            cost = dict(parameters=5, trained=4, outside=1, flops=100 if 'net-a' in command[3] else 900, problems=[])
-            cost |= dict(images_per_second=3.0, memory=10, image_size=[8, 8], images='drawn', batch_size=1)
-            cost |= dict(memory_kind='main memory', device='CPU', threads=1, train_flops=300)
-            Path(values['--out']).write_text(json.dumps(cost))
+            Path(values['--out']).write_text(json.dumps(dict(COST, train_flops=300, problems=[])))
         elif command[1].endswith('train.py'):
-            points = [dict(mIoU=value + seed, aAcc=80.0, time=1, step=step) for step, value in ((5, 10.0), (10, 20.0))]
-            write_log(Path(values['--work-dir']), [dict(iter=1, time=0.5), *points])
+            first, last = (dict(mIoU=2.0 * n + seed, aAcc=80.0, time=1, step=n) for n in (5, 10))
+            write_log(Path(values['--work-dir']), [dict(iter=1, time=0.5), first, last])
         else:
             assert Path(command[3]).is_file()
             file = Path(values['--work-dir'], '1', '1.json')
@@ -630,6 +640,8 @@ def processes(tmp_path_factory):
 
 TINY = """
 _base_ = [{base!r}]
+crop_size = (32, 32)
+model = dict(data_preprocessor=dict(size=(32, 32)), {model})
 data = dict(data_root={data!r})
 train_dataloader = dict(batch_size=2, dataset=data)
 val_dataloader = dict(batch_size=2, dataset=data)
@@ -638,26 +650,33 @@ train_cfg = dict(max_iters=4, val_interval=2)
 param_scheduler = [dict(type='PolyLR', by_epoch=False, begin=0, end=4)]
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=4))
 """
-HAND = 2 * 13 * 3 * 32 * 32  # a 1×1 convolution of 3 channels to 13 classes at half of 64×64
+FEATURES = """
+    backbone=dict(taps=['up_blocks.1.resnets.1', 'up_blocks.2.resnets.1'], denoiser=dict(pretrained={folder!r})),
+    decode_head=dict(in_channels=24, channels=24)
+"""
+HAND = 2 * 13 * 3 * 16 * 16  # a 1×1 convolution of 3 channels to 13 classes at half of 32×32
 
 
-def test_three_configs_and_two_seeds(tool, processes, monkeypatch, tmp_path, capsys):
-    data = write_toyscenes(tmp_path / 'toyscenes', dict(train=6, val=2), size=(64, 64))
+def test_three_configs_and_two_seeds(tool, processes, tiny_folder, monkeypatch, tmp_path, capsys):
+    data = write_toyscenes(tmp_path / 'toyscenes', dict(train=6, val=2), size=(32, 32))
     paths = []
     for name in ('diffusion_toy-unet', 'diffusion_toy-unet-random', 'pixels'):
-        paths.append(str(tmp_path / f'{name}_tiny.py'))
         base = ROOT / 'configs' / 'linear' / f'{name}_linear_300i_toyscenes-64x64.py'
-        Path(paths[-1]).write_text(TINY.format(base=str(base), data=str(data)))
+        model = FEATURES.format(folder=str(tiny_folder)) if name != 'pixels' else ''
+        paths.append(str(tmp_path / f'{name}_tiny.py'))
+        Path(paths[-1]).write_text(TINY.format(base=str(base), data=str(data), model=model))
     monkeypatch.setattr(runs, 'launch', processes)
     out = tmp_path / 'out'
     argv = [*paths, '--seeds', '2', '--work-dir', str(out), '--tag', '4-labels', '--match', 'images']
     options = ['train_dataloader.dataset.num_labels=4', 'train_dataloader.dataset.subset_seed={seed}']
     assert tool.main([*argv, '--cfg-options', *options]) == 0
     written = json.loads((out / '4-labels.json').read_text())
-    learned, random, pixels = written['configs']
-    assert pixels['cost']['flops'] == HAND and pixels['cost']['parameters'] == pixels['cost']['trained'] == 52
-    assert pixels['cost']['train_flops'] == 2 * 2 * HAND  # two images, forward and the weights' gradient
-    assert learned['cost']['outside'] > 1_700_000 > 10_000 > learned['cost']['trained']
+    learned, random, pixels = (entry['cost'] for entry in written['configs'])
+    assert pixels['flops'] == HAND and pixels['parameters'] == pixels['trained'] == 52
+    assert pixels['train_flops'] == 2 * 2 * HAND  # two images, forward and the weights' gradient
+    assert learned['trained'] == 24 * 13 + 13
+    assert learned['parameters'] == learned['trained'] + learned['outside'] == random['parameters']
+    assert learned['flops'] == random['flops'] > 100 * HAND
     for entry in written['configs']:
         cost = entry['cost']
         assert cost['problems'] == [] and cost['memory'] > 0 and cost['images_per_second'] > 0
@@ -665,7 +684,7 @@ def test_three_configs_and_two_seeds(tool, processes, monkeypatch, tmp_path, cap
         assert [[share for share, _ in run['curve']] for run in entry['runs']] == [[0.5, 1.0]] * 2
         assert entry['iterations_per_second'] > 0
     assert written['unfair'] == [
-        'pre-training: mmdiffrep/toy-unet (frozen) in diffusion_toy-unet; random weights (frozen) in '
+        f'pre-training: {tiny_folder} (frozen) in diffusion_toy-unet; random weights (frozen) in '
         'diffusion_toy-unet-random; from scratch in pixels'
     ]
     assert written['notes'] == [] and written['at_equal_cost'][0]['budget'] == 8

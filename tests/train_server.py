@@ -5,6 +5,7 @@ file or a module, runs something else than tools/train.py. When all have ended i
 minus the signal that ended one.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -17,6 +18,7 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, METRICS
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mmdiffrep
 
@@ -56,6 +58,8 @@ class RestlessMetric(BaseMetric):
 
 
 def train(request):
+    # a pool of threads does not survive a fork, and two threads that ask for a new one at once may get none
+    torch.set_num_threads(1)
     log = os.open(request['log'], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -78,13 +82,17 @@ def main():
     import diffusers
     import mmseg.apis
     import mmseg.engine
+    from mmengine.config import config
     from mmengine.runner import runner
 
     mmdiffrep.registry.MODELS.import_from_location()
     for module in (diffusers.UNet2DModel, diffusers.DDPMPipeline, mmseg.apis):
         assert module  # diffusers imports a class when it is asked for
-    torch.set_num_threads(1)
+    with FakeTensorMode():  # torch imports much for its first fake tensor
+        torch.nn.Conv2d(1, 1, 1)(torch.zeros(1, 1, 2, 2))
     runner.collect_env = dict  # it starts compilers to ask for their versions
+    config.FormatCode = lambda text, **_: (text, True)  # mmengine beautifies the config five times a run
+    gc.freeze()  # mmengine collects garbage for each data set: what is here already need not be looked through
     for line in sys.stdin:
         children = {}
         requests = json.loads(line)

@@ -59,13 +59,19 @@ def markdown(comparison: Comparison) -> str:
     """Table, what is unfair, what the columns mean, the view at equal cost."""
     lines = comparison.ordered()
     metric = comparison.metrics[0]
-    head = [comparison.tag or 'config', *comparison.metrics, f'{metric} of each seed', *COLUMNS, 'pre-trained on']
+    columns = {
+        name: column
+        for name, column in COLUMNS.items()
+        if any(column(line) != amount(None) for line in lines)  # what is known of one
+    }
+    head = [comparison.tag or 'config', *comparison.metrics, f'{metric} of each seed', *columns]
+    head.append('pre-trained on')
     rows = [
         [
             line.name,
             *(spread(line.scores(name)) for name in comparison.metrics),
             ', '.join(number(score) for score in line.scores(metric)),
-            *(column(line) for column in COLUMNS.values()),
+            *(column(line) for column in columns.values()),
             line.pretraining,
         ]
         for line in lines

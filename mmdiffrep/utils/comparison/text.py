@@ -30,7 +30,8 @@ def amount(value: float | None, unit: str = '') -> str:
     power = 0
     while abs(value) >= 999.5 and power < len(PREFIXES) - 1:
         value, power = value / 1000, power + 1
-    digits = 0 if value == int(value) and not power else max(2 - _exponent(value), 0)
+    whole = isinstance(value, int) and not power
+    digits = 0 if whole else max(2 - _exponent(value), 0)
     return f'{value:.{digits}f} {PREFIXES[power]}{unit}'.rstrip()
 
 
