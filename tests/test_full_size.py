@@ -108,3 +108,16 @@ def test_shipped_architectures_are_known():
     assert known_configs() == ['adm-256', 'dit-xl-2-256', 'dit-xl-2-512', 'sd15', 'sd21', 'sd21-base']
     with pytest.raises(ValueError, match=r"config='sd16' is unknown; allowed: one of \['adm-256'"):
         stable_diffusion.StableDiffusion(config='sd16')
+
+
+def test_the_tool_names_what_it_knows(tmp_path):
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    tool = Path(__file__).resolve().parents[1] / 'tools/full_size.py'
+    run = subprocess.run(
+        [sys.executable, str(tool), 'sd16', '--taps', 'mid_block'], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1].startswith("error: network 'sd16' is unknown; allowed: ['adm-256', 'dit-xl-2-256'")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from .condition import Condition, Latent
 from .schedules import NoiseSchedule
@@ -202,14 +203,24 @@ class Denoiser(nn.Module):
     # ---- what the taps are --------------------------------------------------------------------------------
 
     def trace(self, image_size: tuple[int, int]) -> list[TraceEvent]:
-        """Every module side that a forward passes at an image size (H, W), found on fake tensors."""
+        """Every module side that a forward passes at an image size (H, W), found without arithmetic."""
         self.check_image_size(image_size)
         if image_size not in self._trace_cache:
             with torch.no_grad():
                 self._trace_cache[image_size] = trace(
-                    self.network, lambda: self._run_fake(image_size)
+                    self.network, lambda: self._run_on_meta(image_size)
                 )
         return self._trace_cache[image_size]
+
+    def _run_on_meta(self, image_size: tuple[int, int]) -> None:
+        """One forward on the meta device: shapes alone, several times faster than fake tensors."""
+        like = next(self.network.parameters())
+        tensors = itertools.chain(self.named_parameters(), self.named_buffers())
+        state = {f'denoiser.{name}': value.detach().to('meta') for name, value in tensors}
+        with quiet_autocast(like.device.type):
+            image = torch.empty(1, self.image_channels, *image_size, device='meta', dtype=like.dtype)
+            t = self.schedule.example_timesteps(1).to('meta')
+            torch.func.functional_call(_RunAll(self), state, (image, t))
 
     def _run_fake(self, image_size: tuple[int, int]) -> None:
         """One forward on fake tensors: shapes and the autograd graph, without arithmetic."""
@@ -284,3 +295,19 @@ class Denoiser(nn.Module):
                 p.requires_grad_(before[name])
         used = leaves(session.captured.values())
         return [name for name, p in parameters.items() if id(p) not in used]
+
+
+def is_abstract(x: Tensor) -> bool:
+    """Whether a tensor has a shape and no numbers, as in a trace."""
+    return x.is_meta or isinstance(x, FakeTensor)
+
+
+class _RunAll(nn.Module):
+    """Makes a module of a denoiser's whole pass, for :func:`torch.func.functional_call`."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, image: Tensor, t: Tensor) -> None:
+        self.denoiser.run_all(image, t)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .condition import Condition
 from .cutting import PassThrough
+from .denoiser import is_abstract
 from .latent import LatentDenoiser
 from .model_files import ModelFiles, find_model
 from .schedules import build_schedule
@@ -81,7 +82,7 @@ class DiT(LatentDenoiser):
         ids = condition.class_ids if condition is not None else None
         if ids is None:
             ids = torch.full((len(x_t),), self.null_class, device=x_t.device)
-        elif not _is_fake(ids) and bool(((ids < 0) | (ids > self.null_class)).any()):
+        elif not is_abstract(ids) and bool(((ids < 0) | (ids > self.null_class)).any()):
             raise ValueError(
                 f'class ids {ids.tolist()} are unknown; allowed: 0 to {self.null_class} (the null class)'
             )
@@ -120,12 +121,6 @@ class _Finished(StopForward):
 
 def _stop(_module: nn.Module, _args: Any, _output: Any) -> None:
     raise _Finished
-
-
-def _is_fake(x: Tensor) -> bool:
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return isinstance(x, FakeTensor)
 
 
 def _build_transformer(files: ModelFiles, random_seed: int | None) -> nn.Module:

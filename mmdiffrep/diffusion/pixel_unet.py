@@ -19,7 +19,7 @@ from . import adm
 from .aliases import resolve_alias
 from .condition import Condition
 from .cutting import shorten_unet
-from .denoiser import Denoiser
+from .denoiser import Denoiser, is_abstract
 from .loading import (
     Source,
     WeightFile,
@@ -103,7 +103,7 @@ class PixelUNet(Denoiser):
         self.check_image_size(tuple(x_t.shape[-2:]))
         ids = condition.class_ids if condition is not None else None
         if self.unet.class_embedding is not None and ids is None:
-            if not torch.compiler.is_compiling() and not _is_fake(x_t):
+            if not torch.compiler.is_compiling() and not is_abstract(x_t):
                 raise ValueError(
                     'this network is class-conditional and has no class for "unknown": give class ids (B,) by '
                     'condition=Condition(class_ids=…) or DiffusionBackbone(class_id=…)'
@@ -127,12 +127,6 @@ class PixelUNet(Denoiser):
 
     def resolve_alias(self, name: str) -> str:
         return resolve_alias(name, self.alias_config)
-
-
-def _is_fake(x: Tensor) -> bool:
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return isinstance(x, FakeTensor)
 
 
 def _build(config: dict[str, Any], random_seed: int | None) -> nn.Module:
