@@ -144,7 +144,15 @@ def backbone(**denoiser):
             ))),
             'torchvision://resnet50 (ImageNet, partly frozen)',
         ),
-        (dict(model=dict(backbone=dict(type='TIMMBackbone', model_name='vit', pretrained=True))), "vit's own"),
+        (
+            dict(model=dict(backbone=dict(type='TIMMBackbone', model_name='convnext.fb_in1k', pretrained=True))),
+            'convnext.fb_in1k (ImageNet)',
+        ),
+        (dict(model=dict(encoder=dict(type='CLIP', pretrained=True))), "CLIP's own"),
+        (
+            dict(model=dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='https://a.b/c/net_in22k.pth')))),
+            'net_in22k.pth (ImageNet-21k)',
+        ),
         (dict(model=dict(backbone=dict(type='ResNet')), load_from='run/last.pth'), 'run/last.pth'),
         (dict(model=dict(backbone=dict(type='ResNet', init_cfg=dict(type='Kaiming')))), 'from scratch'),
     ],

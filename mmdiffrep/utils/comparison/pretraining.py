@@ -14,7 +14,8 @@ SCRATCH = 'from scratch'
 # what checkpoints of these names were trained on
 KNOWN_DATA = {
     r'256x256_diffusion|64x64_diffusion|128x128_diffusion|512x512_diffusion|DiT-XL': 'ImageNet',
-    r'open-mmlab://resne|torchvision://|open-mmlab://mobilenet': 'ImageNet',
+    r'in2[12]k': 'ImageNet-21k',
+    r'open-mmlab://resne|torchvision://|in1k|swin_tiny_patch4_window7_224_2022': 'ImageNet',
     r'ddpm-(ema-)?(cat|church|bedroom)|lsun': 'LSUN',
     r'ddpm-cifar10': 'CIFAR-10',
     r'ddpm-(ema-)?celebahq': 'CelebA-HQ',
@@ -37,7 +38,10 @@ class Start:
     def __str__(self) -> str:
         data = [d for name, d in KNOWN_DATA.items() if re.search(name, self.weights or '')]
         notes = ', '.join([*data[:1], *([self.state] if self.state else [])])
-        return (self.weights or 'random weights') + (f' ({notes})' if notes else '')
+        name = self.weights or 'random weights'
+        if re.match(r'https?://', name):
+            name = name.rpartition('/')[2]
+        return name + (f' ({notes})' if notes else '')
 
 
 def starts(cfg: Any) -> list[Start]:
@@ -86,8 +90,8 @@ def _visit(node: Any) -> Iterator[Start]:
         skipped.add('pretrained')  # mmseg hands it down
     pretrained = node.get('pretrained')
     if 'pretrained' not in skipped and pretrained:
-        own = f"{node.get('model_name') or node.get('type')}'s own"
-        yield Start(pretrained if isinstance(pretrained, str) else own, _frozen_stages(node))
+        own = node.get('model_name') or f"{node.get('type')}'s own"
+        yield Start(pretrained if isinstance(pretrained, str) else str(own), _frozen_stages(node))
     inits = node.get('init_cfg')
     for init in inits if isinstance(inits, (list, tuple)) else [inits]:
         if isinstance(init, Mapping) and str(init.get('type')).endswith('Pretrained'):
