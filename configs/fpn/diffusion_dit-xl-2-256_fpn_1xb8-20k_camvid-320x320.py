@@ -1,0 +1,14 @@
+_base_ = [
+    '../_base_/models/fpn-256.py',
+    '../_base_/denoisers/dit-xl-2-256.py',
+    '../_base_/datasets/camvid-320x320.py',
+    '../_base_/schedules/schedule_20k.py',
+    '../_base_/default_runtime.py',
+]
+backbone = _base_.backbone
+backbone.update(adapter=dict(type='mmdiffrep.StridePyramid', out_channels=256))
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=backbone,
+    decode_head=dict(num_classes=_base_.num_classes),
+)

@@ -1,0 +1,16 @@
+_base_ = [
+    '../_base_/models/mask2former.py',
+    '../_base_/models/r50-backbone.py',
+    '../_base_/datasets/cityscapes-512x1024.py',
+    '../_base_/schedules/mask2former_90k.py',
+    '../_base_/default_runtime.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=_base_.backbone,
+    decode_head=dict(
+        in_channels=_base_.backbone_channels,
+        num_classes=_base_.num_classes,
+        loss_cls=dict(class_weight=[1.0] * _base_.num_classes + [0.1]),
+    ),
+)

@@ -1,0 +1,12 @@
+_base_ = [
+    '../_base_/models/upernet-512.py',
+    '../_base_/models/swin-t-backbone.py',
+    '../_base_/datasets/cityscapes-512x1024.py',
+    '../_base_/schedules/schedule_80k.py',
+    '../_base_/default_runtime.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=_base_.backbone,
+    decode_head=dict(in_channels=_base_.backbone_channels, num_classes=_base_.num_classes),
+)

