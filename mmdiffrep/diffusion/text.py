@@ -143,6 +143,8 @@ def class_tokens(
     templates: Sequence[str] = ('a photo of a {}.',),
 ) -> Tensor:
     """One token a class name (1, K, D): the mean over templates of the pooled text (VPD, Zhao et al., ICCV 2023)."""
+    if isinstance(class_names, str):
+        raise ValueError(f'class_names={class_names!r} is one string; give a list of names')
     bad = [template for template in templates if '{}' not in template]
     if bad or not templates or not class_names:
         raise ValueError(
@@ -168,7 +170,7 @@ def load_tokens(path: str | Path, width: int) -> Tensor:
             f'tokens={str(path)!r}: no such file (a saved text embedding, .npy, .safetensors or .pt)'
         )
     if file.suffix == '.npy':
-        found = {'': torch.from_numpy(np.load(file, allow_pickle=False))}
+        found = {'': _load_array(file)}
     elif file.suffix == '.safetensors':
         weights = WeightFile([file])
         found = {key: weights.read(key) for key in weights.keys()}
@@ -180,11 +182,20 @@ def load_tokens(path: str | Path, width: int) -> Tensor:
         )
     tokens = next(iter(found.values())).float()
     tokens = tokens[None] if tokens.dim() == 2 else tokens
-    if tokens.dim() != 3 or tokens.shape[0] != 1 or tokens.shape[2] != width:
+    if tokens.dim() != 3 or 0 in tokens.shape or tokens.shape[0] != 1 or tokens.shape[2] != width:
         raise ValueError(
             f'tokens={str(path)!r} has shape {tuple(tokens.shape)}; the network takes (L, {width}) or (1, L, {width})'
         )
     return tokens
+
+
+def _load_array(file: Path) -> Tensor:
+    try:
+        return torch.from_numpy(np.load(file, allow_pickle=False))
+    except (ValueError, TypeError, EOFError) as error:
+        raise ValueError(
+            f'tokens={str(file)!r} cannot be read as an array of numbers ({error})'
+        ) from error
 
 
 def save_tokens(tokens: Tensor, path: str | Path) -> None:
