@@ -146,3 +146,63 @@ def traces_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Denoiser, 'trace', trace)
         yield
+
+
+@pytest.fixture(scope='session')
+def clip_vocabulary():
+    """CLIP's vocabulary and merges as a tokenizer/ folder has them, from the file that open_clip ships."""
+    import gzip
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    spec = find_spec('open_clip')
+    if spec is None:
+        pytest.skip('open_clip, which ships the vocabulary, is not installed')
+    file = Path(spec.origin).with_name('bpe_simple_vocab_16e6.txt.gz')
+    merges = gzip.decompress(file.read_bytes()).decode().split('\n')[1 : 49152 - 256 - 2 + 1]
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(b) for b in plain] + [chr(256 + k) for k in range(256 - len(plain))]
+    words = [*letters, *(c + '</w>' for c in letters), *(m.replace(' ', '') for m in merges)]
+    words += ['<|startoftext|>', '<|endoftext|>']
+    return {word: k for k, word in enumerate(words)}, merges
+
+
+@pytest.fixture(scope='session')
+def sd_folder(tmp_path_factory, small_sd_config, clip_vocabulary):
+    """Folders of StableDiffusionPipelines, built when first asked for: ``sd_folder('sd1')``, ``sd_folder('sd2')``."""
+    made = {}
+
+    def folder(kind='sd1'):
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp('weights') / kind
+            _save_pipeline(made[kind], small_sd_config, clip_vocabulary, kind == 'sd2')
+        return made[kind]
+
+    return folder
+
+
+def _save_pipeline(folder, config, vocabulary, second):
+    """As SD 1.5 and SD 2.1 differ: linear projections, heads, v-prediction, the text encoder's activation and padding."""
+    import diffusers
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    two = dict(use_linear_projection=True, attention_head_dim=(1, 2, 4)) if second else {}
+    text = CLIPTextConfig(
+        hidden_size=12, intermediate_size=24, num_attention_heads=2, num_hidden_layers=2, projection_dim=12,
+        hidden_act='gelu' if second else 'quick_gelu', bos_token_id=49406, eos_token_id=49407, pad_token_id=1,
+    )  # fmt: skip
+    words, merges = vocabulary
+    padding = dict(pad_token='!') if second else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        pipeline = diffusers.StableDiffusionPipeline(
+            unet=diffusers.UNet2DConditionModel.from_config({**config['unet'], **two}),
+            vae=diffusers.AutoencoderKL.from_config(config['vae']),
+            text_encoder=CLIPTextModel(text),
+            tokenizer=CLIPTokenizer(vocab=words, merges=[tuple(m.split()) for m in merges], model_max_length=77, **padding),
+            scheduler=diffusers.DDIMScheduler(
+                prediction_type='v_prediction' if second else 'epsilon', beta_schedule='scaled_linear'
+            ),
+            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
+    pipeline.save_pretrained(folder)
