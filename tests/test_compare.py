@@ -16,8 +16,18 @@ from mmengine.config import Config
 from torch import nn
 
 from mmdiffrep.datasets.toyscenes import write_toyscenes
-from mmdiffrep.utils.comparison import fairness, images, logs, matching, memory, picture
-from mmdiffrep.utils.comparison import pretraining, report, runs, text
+from mmdiffrep.utils.comparison import (
+    fairness,
+    images,
+    logs,
+    matching,
+    memory,
+    picture,
+    pretraining,
+    report,
+    runs,
+    text,
+)
 from mmdiffrep.utils.comparison.entries import Entry, make_entries, plain, short_names
 from mmdiffrep.utils.comparison.flops import count_flops, count_parameters, weight_bytes
 
