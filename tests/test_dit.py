@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from mmdiffrep.diffusion.condition import Condition
 from mmdiffrep.diffusion.dit import DiT
-from mmdiffrep.diffusion.loading import WeightFile
+from mmdiffrep.diffusion.weights import WeightFile
 
 pytestmark = pytest.mark.usefixtures('traces_once')
 

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmdiffrep.diffusion.extraction import FeatureExtractor
-from mmdiffrep.diffusion.loading import WeightFile
 from mmdiffrep.diffusion.model_files import find_model, named_config
 from mmdiffrep.diffusion.stable_diffusion import StableDiffusion
+from mmdiffrep.diffusion.weights import WeightFile
 
 pytestmark = [
     pytest.mark.usefixtures('traces_once'),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmdiffrep.diffusion import loading
+from mmdiffrep.diffusion import loading, weights
 from mmdiffrep.diffusion.pixel_unet import PixelUNet
 
 
@@ -106,8 +106,8 @@ def test_attention_names_of_early_diffusers(tiny_folder, tmp_path):
 
 def test_only_kept_weights_are_read(tiny_folder, monkeypatch):
     read = []
-    original = loading.WeightFile.read
-    monkeypatch.setattr(loading.WeightFile, 'read', lambda self, key: read.append(key) or original(self, key))
+    original = weights.WeightFile.read
+    monkeypatch.setattr(weights.WeightFile, 'read', lambda self, key: read.append(key) or original(self, key))
     denoiser = PixelUNet(str(tiny_folder), keep_taps=['down_blocks.1'])
     assert set(read) == set(denoiser.unet.state_dict()) and not any('up_blocks' in key for key in read)
     assert not any(p.is_meta for p in denoiser.parameters())

@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .loading import Source, WeightFile
+from .loading import Source
 from .model_files import ModelFiles, Part, named_config
+from .weights import WeightFile
 
 UNET, VAE, CLIP, OPEN_CLIP = (
     'model.diffusion_model.', 'first_stage_model.', 'cond_stage_model.transformer.', 'cond_stage_model.model.',
@@ -39,8 +40,7 @@ class _Later:
         value = weights.read(self.key)
         for index in self.parts:
             value = value[index]
-        # attention as 1×1 convolutions in the file, as linear layers in diffusers
-        return value[:, :, 0, 0] if value.dim() == 4 and '.attn_1.' in self.key else value
+        return value
 
 
 def read_single_file(

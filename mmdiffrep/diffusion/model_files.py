@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .loading import Source, WeightFile, fill, folder_weight_files, locate, read_json
+from .loading import Source, locate, read_json
+from .weights import WeightFile, fill, folder_weight_files
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'data' / 'configs'
 

@@ -20,17 +20,11 @@ from .aliases import resolve_alias
 from .condition import Condition
 from .cutting import shorten_unet
 from .denoiser import Denoiser, is_abstract
-from .loading import (
-    Source,
-    WeightFile,
-    fill,
-    folder_weight_files,
-    locate,
-    read_json,
-)
+from .loading import Source, locate, read_json
 from .model_files import named_config
 from .schedules import build_schedule
 from .taps import Tap
+from .weights import WeightFile, fill, folder_weight_files
 
 DEFAULT_SCHEDULE = dict(
     _class_name='DDPMScheduler', num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02,
@@ -102,6 +96,9 @@ class PixelUNet(Denoiser):
     def run(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
         self.check_image_size(tuple(x_t.shape[-2:]))
         ids = condition.class_ids if condition is not None else None
+        count = self.unet.config.num_class_embeds
+        if ids is not None and count and bool(((ids < 0) | (ids >= count)).any()):
+            raise ValueError(f'class ids {ids.tolist()} are unknown; allowed: 0 to {count - 1}')
         if self.unet.class_embedding is not None and ids is None:
             if not torch.compiler.is_compiling() and not is_abstract(x_t):
                 raise ValueError(

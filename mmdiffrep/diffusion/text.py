@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .ldm import CLIP, OPEN_CLIP
-from .loading import WeightFile, load_tensors
 from .model_files import ModelFiles, Part
+from .weights import WeightFile, load_tensors
 
 
 class TextEncoder:
