@@ -413,3 +413,16 @@ def test_a_tenth_of_the_learning_rate_on_the_adapter(build):
     assert "learns at 0.01, 0.1 times the rate of the head (0.1)" in message
     assert "custom_keys['backbone.adapter'] = dict(lr_mult=1.0)" in message
     assert not lr_messages(build(adapter=PYRAMID), 1)
+
+
+def test_two_watches_of_one_optimizer_do_not_disturb_each_other():
+    from mmdiffrep.models.backbones.checks import watch_learning_rate
+
+    a, b = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    watch_learning_rate([a])
+    watch_learning_rate([b])
+    optimizer = torch.optim.SGD([a, b], lr=0.1)
+    a.grad, b.grad = torch.ones(1), torch.ones(1)
+    for _ in range(2):
+        optimizer.step()
+    assert a.item() == b.item() == pytest.approx(-0.2)

@@ -57,21 +57,28 @@ def _picture_like(rgb: Tensor, span: float) -> bool:
     return span >= 4 and whole > 0.6
 
 
+_finished: list[Any] = []  # handles of watches that have seen their optimizer
+
+
 def watch_learning_rate(parameters: Sequence[nn.Parameter]) -> None:
     """At the next optimizer step, warn if ``parameters`` (the adapter's) learn much more slowly than the rest.
 
     Stock configs often give ``backbone`` a tenth of the rate; the adapter inside it is trained from scratch and needs all of it.
     """
     ours = {id(p) for p in parameters if p.requires_grad}
+    while _finished:
+        _finished.pop().remove()
     if not ours:
         return
 
     def look(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        if handle in _finished:
+            return
         groups = optimizer.param_groups
         inside = [g['lr'] for g in groups if any(id(p) in ours for p in g['params'])]
         if not inside:
             return  # another model's optimizer
-        handle.remove()
+        _finished.append(handle)  # torch walks through the hooks now: none may be taken away
         outside = [g['lr'] for g in groups if any(id(p) not in ours for p in g['params'])]
         if outside and min(inside) < 0.5 * max(outside):
             factor = min(inside) / max(outside)
