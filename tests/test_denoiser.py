@@ -160,6 +160,9 @@ def test_class_conditional_networks_need_a_class(tiny_denoiser):
     assert denoiser.tap_info((16, 16)) and 'class_embedding.weight' not in denoiser.unused_parameters(['mid_block'])
     with pytest.raises(ValueError, match='class-conditional .*give class ids'):
         denoiser.features(x, t, taps=['mid_block'])
+    for ids in ([1, 5], [-1, 1]):
+        with pytest.raises(ValueError, match=r'class ids \[.*\] are unknown; allowed: 0 to 4'):
+            denoiser.features(x, t, Condition(torch.tensor(ids)), ['mid_block'])
     one = denoiser.features(x, t, Condition(torch.tensor([1, 1])), ['mid_block'])['mid_block']
     other = denoiser.features(x, t, Condition(torch.tensor([1, 3])), ['mid_block'])['mid_block']
     assert torch.equal(one[0], other[0]) and not torch.equal(one[1], other[1])
