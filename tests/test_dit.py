@@ -87,6 +87,8 @@ def test_any_shape_is_laid_out_as_it_is(dit, size):
     x, t = batch(size=size)
     ids = torch.tensor([3, 10])
     found = dit.features(x, t, Condition(class_ids=ids), TAPS)
+    infos = dit.tap_info((2 * size[0], 2 * size[1]))  # a whole pass, which no tap ends
+    assert [(infos[tap].channels, infos[tap].stride) for tap in TAPS] == [(12, 4)] * 3 + [(32, 4)]
     for tap, expected in zip(TAPS, slow(dit.transformer, x, t, ids)):
         assert found[tap].shape[-2:] == (size[0] // 2, size[1] // 2)
         torch.testing.assert_close(found[tap], expected, rtol=1e-4, atol=1e-5)
