@@ -349,3 +349,14 @@ def test_the_autoencoder_as_such_is_no_tap(small_sd, sd):
         small_sd(keep_taps=['vae'])
     with pytest.raises(ValueError, match=r"taps \['vae'\] were not reached"):
         sd.encode_tapped(picture(), ['vae'])
+
+
+def test_network_and_autoencoder_are_read_apart(sd):
+    x, t = torch.zeros(1, 4, 8, 8), torch.tensor([5])
+    with pytest.raises(
+        ValueError,
+        match=r"taps \['vae.encoder'\] are in the autoencoder, .* encode_tapped\(\), or all with",
+    ):
+        sd.features(x, t, taps=['mid_block', 'vae.encoder'])
+    with pytest.raises(ValueError, match=r"taps \['mid_block'\] were not reached"):
+        sd.encode_tapped(picture(), ['vae.encoder', 'mid_block'])

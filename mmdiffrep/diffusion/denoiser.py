@@ -125,6 +125,12 @@ class Denoiser(nn.Module):
         names: dict[Tap, list[str]] = {}  # an alias and a path may name the same place
         for name in taps:
             names.setdefault(self.tap(name), []).append(str(name))
+        static = [name for name in taps if self.is_static(name)]
+        if static:
+            raise ValueError(
+                f'taps {static} are in the autoencoder, which features() does not run: read them with encode_tapped(), or all '
+                'with a FeatureExtractor'
+            )
         added = self._additions(condition, inject or {})
         session = TapSession(self.network, names, added)
         with self._reading(session):
@@ -218,7 +224,9 @@ class Denoiser(nn.Module):
         tensors = itertools.chain(self.named_parameters(), self.named_buffers())
         state = {f'denoiser.{name}': value.detach().to('meta') for name, value in tensors}
         with quiet_autocast(like.device.type):
-            image = torch.empty(1, self.image_channels, *image_size, device='meta', dtype=like.dtype)
+            image = torch.empty(
+                1, self.image_channels, *image_size, device='meta', dtype=like.dtype
+            )
             t = self.schedule.example_timesteps(1).to('meta')
             torch.func.functional_call(_RunAll(self), state, (image, t))
 
