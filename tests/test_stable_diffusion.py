@@ -253,6 +253,7 @@ def test_what_is_no_stable_diffusion(small_sd, small_dit_config):
 def test_the_shipped_architectures_have_the_published_channels():
     """METHODS: ODISE's table of taps, read from the whole SD 1.5 without its weights."""
     from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
 
     from mmdiffrep.diffusion.model_files import checked_config
 
@@ -278,3 +279,7 @@ def test_the_shipped_architectures_have_the_published_channels():
         assert sum(p.numel() for p in unet.parameters()) == count
         resnets = [unet.up_blocks[k].resnets[2].norm1.num_channels for k in range(4)]
         assert resnets == [2560, 1920, 960, 640]
+        with torch.device('meta'):
+            text = CLIPTextModel(CLIPTextConfig(**config['text_encoder']))
+        words = 123_060_480 if name == 'sd15' else 340_387_840
+        assert sum(p.numel() for p in text.parameters()) == words
