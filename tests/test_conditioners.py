@@ -118,11 +118,12 @@ def test_gradient_reaches_the_adapter_through_the_frozen_network(build, dtype):
 
 def test_gradient_is_the_slope(build):
     """One entry of gamma, against a central difference."""
+    torch.manual_seed(0)
     backbone = build(conditioner=dict(ADAPTER, gamma=0.1)).double()
     gamma = backbone.conditioner.gamma
 
-    def loss():
-        return sum(x.square().mean() for x in backbone(picture().double()))
+    def loss():  # probabilities are in fp32, too coarse for a difference
+        return backbone(picture().double())[0].square().mean()
 
     loss().backward()
     slopes = []
