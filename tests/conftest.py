@@ -93,7 +93,7 @@ SMALL_DIT = dict(
     vae=SMALL_VAE,
     scheduler=dict(_class_name='DDIMScheduler', beta_schedule='linear'),
 )  # fmt: skip
-_TRACES = {}
+_TRACES, _UNUSED = {}, {}
 
 
 @pytest.fixture(scope='session')
@@ -131,20 +131,30 @@ def _small(kind, config, options):
 
 @pytest.fixture(scope='module')
 def traces_once():
-    """Networks of one structure have one trace; test_contract.py tests the tracing itself."""
+    """Networks of one structure have one trace, and the same unused parameters; test_contract.py tests both."""
     from mmdiffrep.diffusion.denoiser import Denoiser
 
-    original = Denoiser.trace
+    original, unused = Denoiser.trace, Denoiser.unused_parameters
+
+    def structure(self):
+        tokens = getattr(self, 'tokens', None)
+        return str(self.network), None if tokens is None else tokens.shape
 
     def trace(self, size):
-        tokens = getattr(self, 'tokens', None)
-        key = (str(self.network), size, None if tokens is None else tokens.shape)
+        key = (*structure(self), size)
         if key not in _TRACES:
             _TRACES[key] = original(self, size)
         return _TRACES[key]
 
+    def unused_parameters(self, taps):
+        key = (*structure(self), *taps)
+        if key not in _UNUSED:
+            _UNUSED[key] = unused(self, taps)
+        return _UNUSED[key]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Denoiser, 'trace', trace)
+        patch.setattr(Denoiser, 'unused_parameters', unused_parameters)
         yield
 
 
@@ -169,13 +179,20 @@ def clip_vocabulary():
 
 @pytest.fixture(scope='session')
 def sd_folder(tmp_path_factory, small_sd_config, clip_vocabulary):
-    """Folders of StableDiffusionPipelines, built when first asked for: ``sd_folder('sd1')``, ``sd_folder('sd2')``."""
+    """Folders of StableDiffusionPipelines, built when first asked for: ``sd_folder('sd1')``, ``sd_folder('sd2')``.
+
+    ``'few words'`` is the first with a hundredth of the vocabulary, which is read in no time.
+    """
     made = {}
 
     def folder(kind='sd1'):
         if kind not in made:
             made[kind] = tmp_path_factory.mktemp('weights') / kind
-            _save_pipeline(made[kind], small_sd_config, clip_vocabulary, kind == 'sd2')
+            words, merges = clip_vocabulary
+            if kind == 'few words':
+                merges = merges[:500]
+                words = {word: k for k, word in enumerate([*list(words)[: 512 + 500], *list(words)[-2:]])}
+            _save_pipeline(made[kind], small_sd_config, (words, merges), kind == 'sd2')
         return made[kind]
 
     return folder
@@ -187,11 +204,12 @@ def _save_pipeline(folder, config, vocabulary, second):
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     two = dict(use_linear_projection=True, attention_head_dim=(1, 2, 4)) if second else {}
-    text = CLIPTextConfig(
-        hidden_size=12, intermediate_size=24, num_attention_heads=2, num_hidden_layers=2, projection_dim=12,
-        hidden_act='gelu' if second else 'quick_gelu', bos_token_id=49406, eos_token_id=49407, pad_token_id=1,
-    )  # fmt: skip
     words, merges = vocabulary
+    text = CLIPTextConfig(
+        vocab_size=len(words), bos_token_id=len(words) - 2, eos_token_id=len(words) - 1, pad_token_id=1,
+        hidden_size=12, intermediate_size=24, num_attention_heads=2, num_hidden_layers=2, projection_dim=12,
+        hidden_act='gelu' if second else 'quick_gelu',
+    )  # fmt: skip
     padding = dict(pad_token='!') if second else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)

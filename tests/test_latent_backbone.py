@@ -154,7 +154,9 @@ def test_a_prompt_for_each_image(sd_folder):
     taps = ['down_blocks.1', f'up_blocks.1.{BLOCK}.attn2:probs']
 
     def make(**options):
-        net = dict(type='mmdiffrep.StableDiffusion', pretrained=str(sd_folder('sd1')), **options)
+        net = dict(
+            type='mmdiffrep.StableDiffusion', pretrained=str(sd_folder('few words')), **options
+        )
         return MODELS.build(dict(type='mmdiffrep.DiffusionBackbone', denoiser=net, taps=taps))
 
     image = picture()

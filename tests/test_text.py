@@ -33,7 +33,7 @@ BOTH = pytest.mark.parametrize('kind', ['sd1', 'sd2'])
 
 @pytest.fixture(scope='module')
 def folder(sd_folder):
-    return sd_folder('sd1')
+    return sd_folder('few words')
 
 
 def pipeline(folder):
@@ -127,9 +127,9 @@ def test_the_text_encoder_is_no_part_of_the_network_and_not_copied(folder):
     )
 
 
-def test_a_tokenizer_as_the_hub_has_it(folder, tmp_path, clip_vocabulary):
+def test_a_tokenizer_as_the_hub_has_it(sd_folder, tmp_path, clip_vocabulary):
     """Published folders have vocab.json and merges.txt."""
-    copied = tmp_path / 'sd'
+    folder, copied = sd_folder('sd1'), tmp_path / 'sd'
     shutil.copytree(folder, copied)
     (copied / 'tokenizer' / 'tokenizer.json').unlink()
     words, merges = clip_vocabulary
@@ -244,7 +244,7 @@ def test_embeddings_that_do_not_fit(small_sd, tmp_path):
 ])  # fmt: skip
 def test_folders_without_text(sd_folder, tmp_path, missing, message):
     bare = tmp_path / 'bare'
-    shutil.copytree(sd_folder(), bare, ignore=shutil.ignore_patterns(*missing))
+    shutil.copytree(sd_folder('few words'), bare, ignore=shutil.ignore_patterns(*missing))
     with pytest.raises(FileNotFoundError, match=message):
         StableDiffusion(str(bare))
     # the autoencoder's taps and random weights need none
