@@ -150,6 +150,30 @@ def test_fpn(family, toyscenes, tmp_path, tiny_sd_config, tiny_dit_config):
         assert not [key for key in after if key.startswith('backbone.holder') and not key.endswith('frozen_digest')]
 
 
+def test_semantic_mask2former(toyscenes, tmp_path):
+    """mmseg's Mask2Former, with fewer layers than its config."""
+    classes = len(SEMANTIC_CLASSES)
+    head = dict(
+        num_classes=classes,
+        num_queries=10,
+        pixel_decoder=dict(encoder=dict(num_layers=1)),
+        transformer_decoder=dict(num_layers=1),
+        loss_cls=dict(class_weight=[1.0] * classes + [0.1]),
+        train_cfg=dict(num_points=256),
+    )
+    backbone = dict(
+        denoiser=dict(pretrained='mmdiffrep/toy-unet'),
+        taps=['up_blocks.0.attentions.1', 'up_blocks.1.attentions.1', 'up_blocks.2.resnets.1'],
+    )
+    model = dict(data_preprocessor=dict(size=(64, 64)), backbone=backbone, decode_head=head)
+    base = ROOT / 'configs' / 'mask2former' / 'diffusion_adm-256_mask2former_1xb8-20k_camvid-320x320.py'
+    config = tmp_path / 'mask2former.py'
+    config.write_text(f'_base_ = [{str(base)!r}]\n' + DATA.format(data=str(toyscenes)) + f'model = {model!r}\n' + RUN)
+    after, before = train_resume_and_test(config, tmp_path, 'mIoU')
+    changed = {key.split('.')[0] for key in after if not torch.equal(after[key], before[key])}
+    assert changed == {'backbone', 'decode_head'}
+
+
 def test_panoptic_mask2former(toyscenes, tmp_path):
     base = ROOT / 'configs' / 'panoptic' / 'diffusion_toy-unet_mask2former_300i_toyscenes-panoptic-64x64.py'
     config = tmp_path / 'panoptic.py'
