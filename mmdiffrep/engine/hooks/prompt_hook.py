@@ -38,7 +38,7 @@ class PromptHook(Hook):
         prompt = sample.metainfo.get(self.key)
         if not isinstance(prompt, str):
             raise ValueError(
-                f"PromptHook: metainfo[{self.key!r}] of {sample.metainfo.get('img_path', 'an image')} is {prompt!r}; a string is "
+                f'PromptHook: metainfo[{self.key!r}] of {sample.metainfo.get("img_path", "an image")} is {prompt!r}; a string is '
                 f'needed. Add {self.key!r} to the meta_keys of PackSegInputs (or PackDetInputs), and let something before it set '
                 f'results[{self.key!r}]. The sample has {sorted(sample.metainfo_keys())}'
             )
