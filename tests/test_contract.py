@@ -409,7 +409,7 @@ def test_cutting_changes_no_activation_and_drops_what_is_behind(family, denoiser
 def test_a_cut_network_is_still_described(family, denoiser):
     size = (16, 24)
     whole = denoiser.tap_info(size)
-    for tap in [tap for tap in family.taps if tap.endswith(':in')][::2]:
+    for tap in [tap for tap in family.taps if tap.endswith(':in')][::4]:
         cut = copy.deepcopy(denoiser)
         cut.cut([tap])
         info = cut.tap_info(size)[tap]
@@ -419,7 +419,7 @@ def test_a_cut_network_is_still_described(family, denoiser):
 
 
 def test_unused_parameters_are_those_without_gradient(family, denoiser):
-    for tap in list(family.taps)[5::9]:
+    for tap in list(family.taps)[5::19]:
         fresh = copy.deepcopy(denoiser)
         unused = set(fresh.unused_parameters([tap]))
         assert not any(p.requires_grad for p in fresh.network.parameters())

@@ -268,8 +268,9 @@ def test_frozen_weights_are_nowhere(build, family):
     assert all(p.grad is None for p in backbone.denoiser.parameters())
 
 
-@FAMILY
-@pytest.mark.parametrize('trainable', [False, True, 'part'])
+@pytest.mark.parametrize(
+    'family, trainable', [('sd', False), ('sd', True), ('sd', 'part'), ('dit', 'part')]
+)
 def test_complete_again_after_load(build, tmp_path, family, trainable):
     part = {'sd': ['up_blocks.1', 'vae.encoder'], 'dit': ['transformer_blocks.1']}[family]
     options = dict(adapter=PYRAMID, trainable=part if trainable == 'part' else trainable)
@@ -302,8 +303,7 @@ def test_another_prompt_is_other_frozen_weights(build, tmp_path):
         ).load_state_dict(state)
 
 
-@FAMILY
-@pytest.mark.parametrize('whole', [False, True])
+@pytest.mark.parametrize('family, whole', [('sd', False), ('sd', True), ('dit', True)])
 def test_gradients_go_to_all_of_the_trained_parts(build, family, whole):
     part = {'sd': ['down_blocks.1.attentions', 'up_blocks'], 'dit': ['transformer_blocks']}[family]
     part = True if whole else part

@@ -358,19 +358,20 @@ def test_files_that_are_something_else(tmp_path, shapes, message):
         StableDiffusion(save(tmp_path / 'x.safetensors', **shapes))
 
 
-def test_weights_of_another_shape(sd_folder, files):
+def test_weights_of_another_shape(sd_folder, files, tmp_path):
+    tokens = save_tokens_of(12, tmp_path)
     config = configs(sd_folder('sd1'))
     config['unet'] = dict(config['unet'], block_out_channels=(8, 16, 24))
     with pytest.raises(
         ValueError,
         match=r'lacks 2 of \d+ weights of the network, for example .*down_blocks.2.*conv_shortcut',
     ):
-        StableDiffusion(files('sd1'), config, keep_taps=['mid_block'])
+        StableDiffusion(files('sd1'), config, tokens=tokens, keep_taps=['mid_block'])
     config['unet'] = dict(config['unet'], block_out_channels=(8, 24, 24))
     with pytest.raises(
         ValueError, match=r'has shape \(.*the network described by its config needs'
     ):
-        StableDiffusion(files('sd1'), config, keep_taps=['down_blocks.1'])
+        StableDiffusion(files('sd1'), config, tokens=tokens, keep_taps=['down_blocks.1'])
     with pytest.raises(ValueError, match=r"config lacks 'scheduler'; it has \['unet', 'vae'\]"):
         StableDiffusion(files('sd1'), {k: config[k] for k in ('unet', 'vae')})
 
