@@ -78,8 +78,8 @@ SMALL_VAE = dict(
 SMALL_SD = dict(
     unet=dict(
         _class_name='UNet2DConditionModel', sample_size=8, block_out_channels=(8, 16, 16), layers_per_block=1,
-        down_block_types=('CrossAttnDownBlock2D', 'CrossAttnDownBlock2D', 'DownBlock2D'),
-        up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D', 'CrossAttnUpBlock2D'),
+        down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D', 'DownBlock2D'),
+        up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'),
         cross_attention_dim=12, attention_head_dim=2, norm_num_groups=4,
     ),
     vae=SMALL_VAE,
@@ -98,7 +98,7 @@ _TRACES, _UNUSED = {}, {}
 
 @pytest.fixture(scope='session')
 def small_sd_config():
-    """A text-conditional U-Net of three levels behind an autoencoder of two: divisor 8."""
+    """A text-conditional U-Net of three levels, the second with attention, behind an autoencoder of two: divisor 8."""
     return copy.deepcopy(SMALL_SD)
 
 

@@ -160,8 +160,8 @@ def test_gradients_of_probabilities(sd, checkpointing):
     x, t = latents(1, (4, 8))
     text = words(1, 3)
     taps = [
-        f'down_blocks.0.{BLOCK}.attn2:probs',
         f'{SELF}:probs',
+        f'{CROSS}:probs',
         f'mid_block.{BLOCK}.attn2:head_probs',
         'mid_block',
     ]

@@ -59,9 +59,9 @@ FAMILIES = dict(
     sd=Family(
         StableDiffusion, 'UNet2DConditionModel', 'unet', 2,
         {
-            'conv_in': 2, 'down_blocks.0.attentions.0:in': 2, f'down_blocks.0.{BLOCK}:in': 2, f'down_blocks.0.{BLOCK}.attn1.to_k': 2,
-            f'down_blocks.0.{BLOCK}.attn2:in': 2, f'down_blocks.0.{BLOCK}.attn2.to_q': 2, f'down_blocks.0.{BLOCK}.attn2': 2,
-            f'down_blocks.0.{BLOCK}.ff.net.0': 2, 'down_blocks.0.attentions.0': 2, 'down_blocks.1': 8, 'mid_block:in': 8,
+            'conv_in': 2, 'down_blocks.0': 4, 'down_blocks.1.attentions.0:in': 4, f'down_blocks.1.{BLOCK}:in': 4, f'down_blocks.1.{BLOCK}.attn1.to_k': 4,
+            f'down_blocks.1.{BLOCK}.attn2:in': 4, f'down_blocks.1.{BLOCK}.attn2.to_q': 4, f'down_blocks.1.{BLOCK}.attn2': 4,
+            f'down_blocks.1.{BLOCK}.ff.net.0': 4, 'down_blocks.1.attentions.0': 4, 'down_blocks.1': 8, 'mid_block:in': 8,
             'mid_block.resnets.0': 8, f'mid_block.{BLOCK}': 8, 'mid_block': 8, 'up_blocks.1:in': 4, 'up_blocks.1.resnets.0:in': 4,
             f'up_blocks.1.{BLOCK}.norm3:in': 4, f'up_blocks.1.{BLOCK}': 4, 'up_blocks.1.attentions.1': 4, 'up_blocks.1': 2,
             'up_blocks.2': 2, 'conv_out': 2,

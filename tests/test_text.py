@@ -161,7 +161,7 @@ def test_class_names_are_pooled_and_averaged_over_templates(folder):
             rows.append(own.text_encoder(ids).last_hidden_state[0, -1])  # at the end of the text
         torch.testing.assert_close(denoiser.tokens[0, k], sum(rows) / 2)
     found = denoiser.tap_info((16, 16))
-    assert found['down_blocks.0.attentions.0.transformer_blocks.0.attn2:probs'].channels == 2
+    assert found['down_blocks.1.attentions.0.transformer_blocks.0.attn2:probs'].channels == 2
 
 
 def test_class_names_that_cannot_be_used():
