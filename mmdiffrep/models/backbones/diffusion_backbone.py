@@ -156,7 +156,9 @@ class DiffusionBackbone(BaseModule):
             ValueError: one string for all images.
         """
         if isinstance(prompts, str):
-            raise ValueError(f'prompts={prompts!r} is one string; give a list with one prompt for each image')
+            raise ValueError(
+                f'prompts={prompts!r} is one string; give a list with one prompt for each image'
+            )
         self._prompts = None if prompts is None else list(prompts)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -200,7 +202,9 @@ class DiffusionBackbone(BaseModule):
         condition = self.denoiser.default_condition(len(rgb))
         if self._prompts is not None:
             if len(self._prompts) != len(rgb):
-                raise ValueError(f'{len(self._prompts)} prompts were given for {len(rgb)} images: give one for each')
+                raise ValueError(
+                    f'{len(self._prompts)} prompts were given for {len(rgb)} images: give one for each'
+                )
             condition = Condition(tokens=self.denoiser.encode_text(self._prompts).to(rgb.device))
         if self.class_id is not None:
             condition = condition or Condition()
