@@ -1,6 +1,7 @@
 """DiffusionBackbone: what it returns, trains, saves and says."""
 
 import copy
+import gc
 import warnings
 
 import pytest
@@ -426,3 +427,19 @@ def test_two_watches_of_one_optimizer_do_not_disturb_each_other():
     for _ in range(2):
         optimizer.step()
     assert a.item() == b.item() == pytest.approx(-0.2)
+
+
+def test_a_watch_ends_with_its_model():
+    from mmdiffrep.models.backbones import checks
+
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    checks.watch_learning_rate([parameter])
+    del parameter
+    gc.collect()
+    # new parameters may get the id of the one that is gone
+    slow, fast = ([torch.nn.Parameter(torch.zeros(1)) for _ in range(200)] for _ in range(2))
+    optimizer = torch.optim.SGD([dict(params=slow, lr=0.01), dict(params=fast, lr=0.1)])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        optimizer.step()
+    assert checks._finished

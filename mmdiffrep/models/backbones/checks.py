@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,14 +66,19 @@ def watch_learning_rate(parameters: Sequence[nn.Parameter]) -> None:
 
     Stock configs often give ``backbone`` a tenth of the rate; the adapter inside it is trained from scratch and needs all of it.
     """
-    ours = {id(p) for p in parameters if p.requires_grad}
+    # weakly: a model that is gone must not be kept, nor its ids be taken for those of another's parameters
+    watched = [weakref.ref(p) for p in parameters if p.requires_grad]
     while _finished:
         _finished.pop().remove()
-    if not ours:
+    if not watched:
         return
 
     def look(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         if handle in _finished:
+            return
+        ours = {id(p) for ref in watched if (p := ref()) is not None}
+        if not ours:
+            _finished.append(handle)
             return
         groups = optimizer.param_groups
         inside = [g['lr'] for g in groups if any(id(p) in ours for p in g['params'])]
