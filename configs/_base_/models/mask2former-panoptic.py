@@ -1,5 +1,8 @@
-# mmdet's panoptic Mask2Former; the backbone comes from another file.
-data_preprocessor = dict(
+# mmdet's panoptic Mask2Former, with the decoders and losses of mmseg's; the backbone comes from another file.
+_base_ = ['mask2former.py']
+head = _base_.model.decode_head
+OWN = ('type', 'num_classes', 'align_corners', 'loss_cls', 'train_cfg')  # what mmdet's says otherwise
+preprocessor = dict(
     type='mmdet.DetDataPreprocessor',
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
@@ -21,73 +24,17 @@ data_preprocessor = dict(
         )
     ],
 )
+data_preprocessor = dict(_delete_=True, **preprocessor)
 model = dict(
+    _delete_=True,
     type='mmdet.Mask2Former',
-    data_preprocessor=data_preprocessor,
+    data_preprocessor=preprocessor,
     panoptic_head=dict(
         type='mmdet.Mask2FormerHead',
-        in_channels=[256, 256, 256, 256],
-        feat_channels=256,
-        out_channels=256,
         num_things_classes=80,
         num_stuff_classes=53,
-        num_queries=100,
-        num_transformer_feat_level=3,
-        pixel_decoder=dict(
-            type='mmdet.MSDeformAttnPixelDecoder',
-            strides=[4, 8, 16, 32],
-            num_outs=3,
-            norm_cfg=dict(type='GN', num_groups=32),
-            act_cfg=dict(type='ReLU'),
-            encoder=dict(
-                num_layers=6,
-                layer_cfg=dict(
-                    self_attn_cfg=dict(
-                        embed_dims=256,
-                        num_heads=8,
-                        num_levels=3,
-                        num_points=4,
-                        batch_first=True,
-                        dropout=0.0,
-                    ),
-                    ffn_cfg=dict(
-                        embed_dims=256, feedforward_channels=1024, num_fcs=2, ffn_drop=0.0
-                    ),
-                ),
-            ),
-            positional_encoding=dict(num_feats=128, normalize=True),
-        ),
-        enforce_decoder_input_project=False,
-        positional_encoding=dict(num_feats=128, normalize=True),
-        transformer_decoder=dict(
-            return_intermediate=True,
-            num_layers=9,
-            layer_cfg=dict(
-                self_attn_cfg=dict(embed_dims=256, num_heads=8, batch_first=True, dropout=0.0),
-                cross_attn_cfg=dict(embed_dims=256, num_heads=8, batch_first=True, dropout=0.0),
-                ffn_cfg=dict(embed_dims=256, feedforward_channels=2048, num_fcs=2, ffn_drop=0.0),
-            ),
-            init_cfg=None,
-        ),
-        loss_cls=dict(
-            type='mmdet.CrossEntropyLoss',
-            use_sigmoid=False,
-            loss_weight=2.0,
-            reduction='mean',
-            class_weight=[1.0] * 133 + [0.1],
-        ),
-        loss_mask=dict(
-            type='mmdet.CrossEntropyLoss', use_sigmoid=True, reduction='mean', loss_weight=5.0
-        ),
-        loss_dice=dict(
-            type='mmdet.DiceLoss',
-            use_sigmoid=True,
-            activate=True,
-            reduction='mean',
-            naive_dice=True,
-            eps=1.0,
-            loss_weight=5.0,
-        ),
+        loss_cls={**head.loss_cls, 'class_weight': [1.0] * 133 + [0.1]},
+        **{key: value for key, value in head.items() if key not in OWN},
     ),
     panoptic_fusion_head=dict(
         type='mmdet.MaskFormerFusionHead',
@@ -96,20 +43,7 @@ model = dict(
         loss_panoptic=None,
         init_cfg=None,
     ),
-    train_cfg=dict(
-        num_points=12544,
-        oversample_ratio=3.0,
-        importance_sample_ratio=0.75,
-        assigner=dict(
-            type='mmdet.HungarianAssigner',
-            match_costs=[
-                dict(type='mmdet.ClassificationCost', weight=2.0),
-                dict(type='mmdet.CrossEntropyLossCost', weight=5.0, use_sigmoid=True),
-                dict(type='mmdet.DiceCost', weight=5.0, pred_act=True, eps=1.0),
-            ],
-        ),
-        sampler=dict(type='mmdet.MaskPseudoSampler'),
-    ),
+    train_cfg=head.train_cfg,
     test_cfg=dict(
         panoptic_on=True,
         semantic_on=False,
@@ -120,3 +54,4 @@ model = dict(
     ),
     init_cfg=None,
 )
+del head, OWN, preprocessor

@@ -1,17 +1,8 @@
 # mmseg's Mask2Former (it needs mmdet); the backbone comes from another file. Its head resizes masks to the padded image, which
 # slide mode does not have: whole images only.
-data_preprocessor = dict(
-    type='mmseg.SegDataPreProcessor',
-    mean=[123.675, 116.28, 103.53],
-    std=[58.395, 57.12, 57.375],
-    bgr_to_rgb=True,
-    pad_val=0,
-    seg_pad_val=255,
-    size=(512, 512),
-    test_cfg=dict(size_divisor=32),
-)
+_base_ = ['segmentor.py']
+data_preprocessor = dict(size=(512, 512))
 model = dict(
-    type='mmseg.EncoderDecoder',
     data_preprocessor=data_preprocessor,
     decode_head=dict(
         type='mmseg.Mask2FormerHead',
@@ -92,6 +83,4 @@ model = dict(
             sampler=dict(type='mmdet.MaskPseudoSampler'),
         ),
     ),
-    train_cfg=dict(),
-    test_cfg=dict(mode='whole'),
 )
