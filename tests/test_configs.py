@@ -17,8 +17,7 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 import mmdiffrep  # noqa: F401  before the toolkits
-from mmdiffrep.diffusion import denoiser as denoisers
-from mmdiffrep.diffusion import model_files, pixel_unet
+from mmdiffrep.diffusion import model_files, tracing
 from mmdiffrep.diffusion.denoiser import Denoiser
 from mmdiffrep.models.backbones import DiffusionBackbone
 from mmdiffrep.registry import DATASETS, MODELS
@@ -146,7 +145,7 @@ def test_class_names_are_the_data_sets_own():
 def without_weights():
     """Networks on the meta device; those of one structure are traced once."""
     build, trace, unused = model_files.Part.build, Denoiser.trace, Denoiser.unused_parameters
-    build_pixel, linspace, autocast = pixel_unet._build, torch.linspace, torch.autocast
+    linspace, autocast = torch.linspace, torch.autocast
     known = {}
 
     def once(function, name):
@@ -161,10 +160,9 @@ def without_weights():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_files.Part, 'build', lambda self, kind, seed: build(self, kind, None))
-        patch.setattr(pixel_unet, '_build', lambda config, seed: build_pixel(config, None))
         patch.setattr(Denoiser, 'trace', once(trace, 'trace'))
         patch.setattr(Denoiser, 'unused_parameters', once(unused, 'unused'))
-        patch.setattr(denoisers, 'FakeTensorMode', lambda **_: contextlib.nullcontext())
+        patch.setattr(tracing, 'FakeTensorMode', lambda **_: contextlib.nullcontext())
         patch.setattr(torch, 'autocast', lambda d, *a, **k: contextlib.nullcontext() if d == 'meta' else autocast(d, *a, **k))
         # rates of dropped paths are read as numbers
         patch.setattr(torch, 'linspace', lambda *a, **k: linspace(*a, **{**k, 'device': 'cpu'}))

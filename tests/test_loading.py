@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,6 +112,16 @@ def test_only_kept_weights_are_read(tiny_folder, monkeypatch):
     denoiser = PixelUNet(str(tiny_folder), keep_taps=['down_blocks.1'])
     assert set(read) == set(denoiser.unet.state_dict()) and not any('up_blocks' in key for key in read)
     assert not any(p.is_meta for p in denoiser.parameters())
+
+
+@pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='reads which files are mapped from Linux')
+def test_no_file_stays_mapped_in_memory(tmp_path):
+    """Pages of a mapped file count as the process's memory: loading would seem to take the whole file."""
+    file = tmp_path / 'model.safetensors'
+    save_file({'a': torch.ones(1000, 1000), 'b': torch.zeros(10)}, str(file))
+    reader = weights.WeightFile([file])
+    assert reader.read('a').sum() == 1e6 and set(reader.keys()) == {'a', 'b'}
+    assert str(file) not in Path('/proc/self/maps').read_text()
 
 
 def test_architecture_of_weights_with_random_ones(tiny_folder):

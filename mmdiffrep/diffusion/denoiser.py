@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from .condition import Condition, Latent
 from .schedules import NoiseSchedule
 from .session import TapSession
 from .taps import PROBS, Tap, TapInfo, check_tap
-from .tracing import TraceEvent, leaves, quiet_autocast, trace
+from .tracing import TraceEvent, leaves, run_on_fakes, run_on_meta, trace
 
 
 class Denoiser(nn.Module):
@@ -29,9 +27,8 @@ class Denoiser(nn.Module):
     divisor: int  # image sides must be multiples of it
     image_channels: int
     told: tuple[str, ...] = ()  # the fields of a Condition that the family knows
-    fingerprint: str | None = (
-        None  # names the weights so that they can be found again; None if they cannot
-    )
+    # names the weights so that they can be found again; None if they cannot
+    fingerprint: str | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,6 +203,16 @@ class Denoiser(nn.Module):
             return torch.utils.checkpoint.checkpoint(module.__call__, *args, use_reentrant=False)
         return session.checkpointed(module, *args)
 
+    def set_checkpointing(self, enabled: bool) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        network: Any = self.network
+        if not any(hasattr(module, 'gradient_checkpointing') for module in network.modules()):
+            return  # cut behind conv_in: diffusers would refuse
+        if enabled:
+            network.enable_gradient_checkpointing(self.checkpoint)
+        else:
+            network.disable_gradient_checkpointing()
+
     # ---- what the taps are --------------------------------------------------------------------------------
 
     def trace(self, image_size: tuple[int, int]) -> list[TraceEvent]:
@@ -214,31 +221,9 @@ class Denoiser(nn.Module):
         if image_size not in self._trace_cache:
             with torch.no_grad():
                 self._trace_cache[image_size] = trace(
-                    self.network, lambda: self._run_on_meta(image_size)
+                    self.network, lambda: run_on_meta(self, image_size)
                 )
         return self._trace_cache[image_size]
-
-    def _run_on_meta(self, image_size: tuple[int, int]) -> None:
-        """One forward on the meta device: shapes alone, several times faster than fake tensors."""
-        like = next(self.network.parameters())
-        tensors = itertools.chain(self.named_parameters(), self.named_buffers())
-        state = {f'denoiser.{name}': value.detach().to('meta') for name, value in tensors}
-        with quiet_autocast(like.device.type):
-            image = torch.empty(
-                1, self.image_channels, *image_size, device='meta', dtype=like.dtype
-            )
-            t = self.schedule.example_timesteps(1).to('meta')
-            torch.func.functional_call(_RunAll(self), state, (image, t))
-
-    def _run_fake(self, image_size: tuple[int, int]) -> None:
-        """One forward on fake tensors: shapes and the autograd graph, without arithmetic."""
-        like = next(self.network.parameters())
-        with FakeTensorMode(allow_non_fake_inputs=True), quiet_autocast(like.device.type):
-            image = torch.empty(
-                1, self.image_channels, *image_size, device=like.device, dtype=like.dtype
-            )
-            t = self.schedule.example_timesteps(1).to(like.device)
-            self.run_all(image, t)
 
     def run_all(self, image: Tensor, t: Tensor) -> None:
         """Every part of the network once, in the order in which :class:`FeatureExtractor` runs them."""
@@ -297,25 +282,9 @@ class Denoiser(nn.Module):
         try:
             self.network.requires_grad_(True)
             with torch.enable_grad(), session():
-                self._run_fake((self.divisor * 2, self.divisor * 2))
+                run_on_fakes(self, (self.divisor * 2, self.divisor * 2))
         finally:
             for name, p in parameters.items():
                 p.requires_grad_(before[name])
         used = leaves(session.captured.values())
         return [name for name, p in parameters.items() if id(p) not in used]
-
-
-def is_abstract(x: Tensor) -> bool:
-    """Whether a tensor has a shape and no numbers, as in a trace."""
-    return x.is_meta or isinstance(x, FakeTensor)
-
-
-class _RunAll(nn.Module):
-    """Makes a module of a denoiser's whole pass, for :func:`torch.func.functional_call`."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-
-    def forward(self, image: Tensor, t: Tensor) -> None:
-        self.denoiser.run_all(image, t)

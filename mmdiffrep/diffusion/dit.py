@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from .condition import Condition
 from .cutting import PassThrough
-from .denoiser import is_abstract
 from .latent import LatentDenoiser
 from .model_files import ModelFiles, find_model
 from .schedules import build_schedule
 from .session import StopForward
 from .taps import Tap
+from .tracing import is_abstract
 
 
 class DiT(LatentDenoiser):
@@ -57,8 +57,6 @@ class DiT(LatentDenoiser):
         self.null_class = self.transformer.config.num_embeds_ada_norm
         self.build_vae(files, random_seed)
         self.divisor = self.vae_stride * self.transformer.config.patch_size
-        self.transformer.enable_gradient_checkpointing(self.checkpoint)
-        self.transformer.disable_gradient_checkpointing()
         if keep_taps is not None:
             self.cut(keep_taps)
         if random_seed is None:

@@ -153,15 +153,6 @@ class LatentDenoiser(Denoiser):
         self.vae.quant_conv = None
         shorten_stages(self.vae.encoder, _inside(last), ('conv_in', 'down_blocks', 'mid_block'))
 
-    def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute activations in the backward pass instead of keeping them."""
-        if not any(hasattr(module, 'gradient_checkpointing') for module in self.network.modules()):
-            return
-        if enabled:
-            self.network.enable_gradient_checkpointing(self.checkpoint)
-        else:
-            self.network.disable_gradient_checkpointing()
-
 
 def _part(tap: Tap) -> str | None:
     """Which part of the autoencoder a tap is in; None: in the network."""

@@ -1,4 +1,4 @@
-"""The files of a latent diffusion model: network, autoencoder, schedule, text encoder; as a folder, one file, or nothing but configs."""
+"""The files of a diffusion model: network, autoencoder, schedule, text encoder; as a folder, one file, or nothing but configs."""
 
 from __future__ import annotations
 
@@ -58,10 +58,15 @@ class ModelFiles:
     def fingerprint(self, seed: int | None) -> str:
         """Names the weights' content, or the seed and configs that they are drawn from."""
         if seed is not None:
-            text = json.dumps([self.network.config, self.vae.config], sort_keys=True, default=str)
-            return f'random:{seed}:{hashlib.sha256(text.encode()).hexdigest()[:16]}'
+            return random_fingerprint(seed, [self.network.config, self.vae.config])
         files = list(dict.fromkeys([*self.network.files, *self.vae.files]))
         return Source(self.name, Path()).fingerprint(files)
+
+
+def random_fingerprint(seed: int, config: Any) -> str:
+    """Names weights that are drawn from a seed for an architecture."""
+    text = json.dumps(config, sort_keys=True, default=str)
+    return f'random:{seed}:{hashlib.sha256(text.encode()).hexdigest()[:16]}'
 
 
 def checked_config(kind: type, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,7 +171,7 @@ def _from_folder(source: Source, part: str) -> ModelFiles:
             f'pretrained={source.name!r}: {source.path} lacks {missing}; it holds '
             f"{sorted(entry.name for entry in source.path.iterdir())}. It should be a folder as diffusers' save_pretrained writes it"
         )
-    parts = {name: _folder_part(folders[name], read_json(needed[name])) for name in (part, 'vae')}
+    parts = {name: folder_part(folders[name], read_json(needed[name])) for name in (part, 'vae')}
     has_text = (source.path / 'text_encoder').is_dir()
     return ModelFiles(
         source.name,
@@ -177,7 +182,8 @@ def _from_folder(source: Source, part: str) -> ModelFiles:
     )
 
 
-def _folder_part(folder: Path, config: dict[str, Any]) -> Part:
+def folder_part(folder: Path, config: dict[str, Any]) -> Part:
+    """One network of a diffusers folder."""
     files = folder_weight_files(folder)
     weights = WeightFile(files)
     return Part(config, files, weights.read, set(weights.keys()))

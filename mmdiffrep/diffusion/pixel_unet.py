@@ -6,9 +6,8 @@ https://arxiv.org/abs/2105.05233). Networks: diffusers (Apache-2.0), guided-diff
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,13 @@ from . import adm
 from .aliases import resolve_alias
 from .condition import Condition
 from .cutting import shorten_unet
-from .denoiser import Denoiser, is_abstract
+from .denoiser import Denoiser
 from .loading import Source, locate, read_json
-from .model_files import named_config
+from .model_files import Part, checked_config, folder_part, named_config, random_fingerprint
 from .schedules import build_schedule
 from .taps import Tap
-from .weights import WeightFile, fill, folder_weight_files
+from .tracing import is_abstract
+from .weights import WeightFile
 
 DEFAULT_SCHEDULE = dict(
     _class_name='DDPMScheduler', num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02,
@@ -38,8 +38,8 @@ class PixelUNet(Denoiser):
     Args:
         pretrained: a short name (``mmdiffrep/toy-unet``), a hub id, a local diffusers folder (a pipeline's or the network's
             own), a ``.safetensors`` file, or a guided-diffusion checkpoint (``.pt``, ``.safetensors``). None: random weights.
-        config: ``UNet2DModel`` arguments, or ``'adm-256'``, guided-diffusion's architecture; needed without ``pretrained``, and for a single file that has no
-            ``config.json`` beside it and is no ADM checkpoint (whose settings are read from its shapes).
+        config: ``UNet2DModel`` arguments, or ``'adm-256'``, guided-diffusion's architecture; needed without ``pretrained``, and for
+            a single file that has no ``config.json`` beside it and is no ADM checkpoint (whose settings are read from its shapes).
         schedule: a diffusers scheduler config; by default the one beside the weights, else DDPM's linear one.
         random_seed: draw new weights from this seed, also where ``pretrained`` gives the architecture: the untrained
             baseline. Without ``pretrained`` the default is 0.
@@ -63,27 +63,20 @@ class PixelUNet(Denoiser):
             named = named_config(config)
             config, schedule = named.get('unet'), schedule or named.get('scheduler')
         plan = _plan(pretrained, config, dict(adm_options or {}))
-        self.alias_config = plan.config
+        self.alias_config = plan.part.config
         self.schedule = build_schedule(dict(schedule or plan.schedule or DEFAULT_SCHEDULE))
         if random_seed is None and pretrained is None:
             random_seed = 0
-        self.unet = _build(plan.config, random_seed)
+        self.unet = plan.build(random_seed)
         self.image_channels = self.unet.config.in_channels
         self.divisor = 2 ** sum(
             getattr(block, 'downsamplers', None) is not None for block in self.unet.down_blocks
         )
-        self.unet.enable_gradient_checkpointing(self.checkpoint)
-        self.unet.disable_gradient_checkpointing()
         if keep_taps is not None:
             self.cut(keep_taps)
         if random_seed is None:
-            plan.fill(self.unet)
-            self.fingerprint = plan.fingerprint()
-        else:
-            text = json.dumps(plan.config, sort_keys=True, default=str)
-            self.fingerprint = (
-                f'random:{random_seed}:{hashlib.sha256(text.encode()).hexdigest()[:16]}'
-            )
+            plan.part.fill(self.unet, str(pretrained))
+        self.fingerprint = plan.fingerprint(random_seed)
         self.unet.requires_grad_(False).eval()
 
     @property
@@ -113,58 +106,28 @@ class PixelUNet(Denoiser):
     def shorten(self, last: Tap) -> None:
         shorten_unet(self.unet, last)
 
-    def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute activations in the backward pass instead of keeping them."""
-        if not any(hasattr(module, 'gradient_checkpointing') for module in self.unet.modules()):
-            return  # cut behind conv_in: diffusers would refuse
-        if enabled:
-            self.unet.enable_gradient_checkpointing(self.checkpoint)
-        else:
-            self.unet.disable_gradient_checkpointing()
-
     def resolve_alias(self, name: str) -> str:
         return resolve_alias(name, self.alias_config)
 
 
-def _build(config: dict[str, Any], random_seed: int | None) -> nn.Module:
-    from diffusers import UNet2DModel
-
-    if random_seed is None:
-        with torch.device('meta'):  # weights are read later, and only those that are kept
-            return UNet2DModel.from_config(config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(random_seed)
-        return UNet2DModel.from_config(config)
-
-
+@dataclass
 class _Plan:
-    """What is known before the network is built: its config, its schedule, where each weight comes from."""
+    """What is known before the network is built: its config and weights, its schedule, its source."""
 
-    def __init__(
-        self,
-        config: dict[str, Any],
-        schedule: dict[str, Any] | None = None,
-        source: Source | None = None,
-        files: list[Path] | None = None,
-        adm_config: dict[str, Any] | None = None,
-    ) -> None:
-        self.config = config
-        self.schedule = schedule
-        self.source = source
-        self.files = files or []
-        self.adm_config = adm_config
+    part: Part
+    schedule: dict[str, Any] | None = None
+    source: Source | None = None  # None: random weights
 
-    def fill(self, unet: nn.Module) -> None:
+    def build(self, random_seed: int | None) -> nn.Module:
+        from diffusers import UNet2DModel
+
+        return self.part.build(UNet2DModel, random_seed)
+
+    def fingerprint(self, seed: int | None) -> str:
+        if seed is not None:
+            return random_fingerprint(seed, self.part.config)
         assert self.source is not None
-        weights = WeightFile(self.files)
-        if self.adm_config is None:
-            fill(unet, weights.read, set(weights.keys()), self.source.name)
-            return
-        read, names = adm.adm_reader(weights.read, weights.shapes, self.adm_config)
-        fill(unet, read, set(names), self.source.name)
-
-    def fingerprint(self) -> str | None:
-        return None if self.source is None else self.source.fingerprint(self.files)
+        return self.source.fingerprint(self.part.files)
 
 
 def _plan(
@@ -175,7 +138,7 @@ def _plan(
             raise ValueError(
                 'PixelUNet needs pretrained=… (weights), or config=… (UNet2DModel arguments) for random weights'
             )
-        return _Plan(_clean(config))
+        return _Plan(Part(_clean(config)))
     source = locate(pretrained)
     if source.path.is_dir():
         return _plan_folder(source, config)
@@ -196,9 +159,8 @@ def _plan_folder(source: Source, config: Mapping[str, Any] | None) -> _Plan:
             f'pretrained={source.name!r} holds a {kind}; PixelUNet takes a UNet2DModel '
             '(a diffusion network in pixels without text)'
         )
-    return _Plan(
-        _clean(config or unet_config), _schedule_near(folder), source, folder_weight_files(folder)
-    )
+    part = folder_part(folder, _clean(config or unet_config))
+    return _Plan(part, _schedule_near(folder), source)
 
 
 def _schedule_near(folder: Path) -> dict[str, Any] | None:
@@ -215,38 +177,27 @@ def _schedule_near(folder: Path) -> dict[str, Any] | None:
 def _plan_file(
     source: Source, config: Mapping[str, Any] | None, adm_options: dict[str, Any]
 ) -> _Plan:
-    shapes = WeightFile([source.path]).shapes
-    if adm.is_adm_state_dict(shapes):
-        adm_config = adm.infer_adm_config(shapes, **adm_options)
-        return _Plan(
-            _clean(adm.adm_to_diffusers_config(adm_config)),
-            adm.adm_scheduler_config(adm_config),
-            source,
-            [source.path],
-            adm_config,
+    weights = WeightFile([source.path])
+    if adm.is_adm_state_dict(weights.shapes):
+        adm_config = adm.infer_adm_config(weights.shapes, **adm_options)
+        read, names = adm.adm_reader(weights.read, weights.shapes, adm_config)
+        part = Part(
+            _clean(adm.adm_to_diffusers_config(adm_config)), [source.path], read, set(names)
         )
+        return _Plan(part, adm.adm_scheduler_config(adm_config), source)
     beside = source.path.with_name('config.json')
     if config is None and not beside.is_file():
         raise ValueError(
             f'pretrained={source.name!r} is a single file without its architecture: put its config.json beside it, '
             'give config=dict(…) (UNet2DModel arguments), or give the diffusers folder it came from'
         )
-    return _Plan(
-        _clean(config or read_json(beside)), _schedule_near(beside.parent), source, [source.path]
+    part = Part(
+        _clean(config or read_json(beside)), [source.path], weights.read, set(weights.keys())
     )
+    return _Plan(part, _schedule_near(beside.parent), source)
 
 
 def _clean(config: Mapping[str, Any]) -> dict[str, Any]:
-    """UNet2DModel arguments only: without diffusers' private entries, checked for unknown ones."""
-    import inspect
-
     from diffusers import UNet2DModel
 
-    allowed = set(inspect.signature(UNet2DModel.__init__).parameters) - {'self'}
-    plain = {key: value for key, value in config.items() if not key.startswith('_')}
-    unknown = sorted(set(plain) - allowed)
-    if unknown:
-        raise ValueError(
-            f'config has entries that UNet2DModel does not know: {unknown}; allowed: {sorted(allowed)}'
-        )
-    return plain
+    return checked_config(UNet2DModel, config)

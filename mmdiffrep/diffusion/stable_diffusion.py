@@ -71,8 +71,6 @@ class StableDiffusion(LatentDenoiser):
         self.build_vae(files, random_seed)
         # on the way down all levels but the last halve the map
         self.divisor = self.vae_stride * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        self.unet.enable_gradient_checkpointing(self.checkpoint)
-        self.unet.disable_gradient_checkpointing()
 
         kept = None if keep_taps is None else list(keep_taps)
         asks_network = kept is None or not all(self.is_static(name) for name in kept)

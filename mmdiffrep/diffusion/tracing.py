@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from .taps import Tap
 from .tokens import Grid, channels_first, input_grid, map_shape, sees_text
+
+if TYPE_CHECKING:
+    from .denoiser import Denoiser
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,46 @@ def leaves(tensors: Iterable[Tensor]) -> set[int]:
     return found
 
 
-def quiet_autocast(device: str) -> contextlib.AbstractContextManager:
+class _Pass(nn.Module):
+    """Makes a module of a denoiser's whole pass, for :func:`torch.func.functional_call`."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, image: Tensor, t: Tensor) -> None:
+        self.denoiser.run_all(image, t)
+
+
+def run_on_meta(denoiser: Denoiser, image_size: tuple[int, int]) -> None:
+    """One forward on the meta device: shapes alone, several times faster than fake tensors."""
+    like = next(denoiser.network.parameters())
+    tensors = itertools.chain(denoiser.named_parameters(), denoiser.named_buffers())
+    state = {f'denoiser.{name}': value.detach().to('meta') for name, value in tensors}
+    with _quiet_autocast(like.device.type):
+        arguments = _example(denoiser, image_size, torch.device('meta'), like.dtype)
+        torch.func.functional_call(_Pass(denoiser), state, arguments)
+
+
+def run_on_fakes(denoiser: Denoiser, image_size: tuple[int, int]) -> None:
+    """One forward on fake tensors: shapes and the autograd graph down to the network's own parameters."""
+    like = next(denoiser.network.parameters())
+    with FakeTensorMode(allow_non_fake_inputs=True), _quiet_autocast(like.device.type):
+        denoiser.run_all(*_example(denoiser, image_size, like.device, like.dtype))
+
+
+def _example(
+    denoiser: Denoiser, image_size: tuple[int, int], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    image = torch.empty(1, denoiser.image_channels, *image_size, device=device, dtype=dtype)
+    return image, denoiser.schedule.example_timesteps(1).to(device)
+
+
+def is_abstract(x: Tensor) -> bool:
+    """Whether a tensor has a shape and no numbers, as in these passes."""
+    return x.is_meta or isinstance(x, FakeTensor)
+
+
+def _quiet_autocast(device: str) -> contextlib.AbstractContextManager:
     """No autocast around a trace: its dtypes are the network's own."""
     return torch.autocast(device, enabled=False) if device != 'meta' else contextlib.nullcontext()

@@ -9,20 +9,18 @@ from typing import Any
 
 import torch
 from mmengine.model import BaseModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmdiffrep.diffusion.denoiser import Condition, Denoiser
 from mmdiffrep.diffusion.extraction import FeatureExtractor, listed
 from mmdiffrep.diffusion.noise import NoisePolicy
-from mmdiffrep.diffusion.taps import VARYING, find_module
 from mmdiffrep.registry import MODELS
 
-from ..adapters.base import map_size
+from .building import DTYPES, build_adapter, build_conditioner, build_denoiser, set_up
 from .checks import check_image, check_range, watch_learning_rate
 from .geometry import cover
 from .holder import DenoiserHolder
 
-DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
@@ -91,7 +89,7 @@ class DiffusionBackbone(BaseModule):
             trainable = [trainable]
         self.bgr, self.class_id = bgr, class_id
         taps = listed(taps)
-        network = _build_denoiser(denoiser, taps)
+        network = build_denoiser(denoiser, taps)
         if not len(image_mean) == len(image_std) == network.image_channels:
             raise ValueError(
                 f'image_mean={list(image_mean)} and image_std={list(image_std)} were given; the network takes images of '
@@ -99,19 +97,19 @@ class DiffusionBackbone(BaseModule):
             )
         # no module, so that the frozen network stays outside the module tree
         self.extractor = FeatureExtractor(network, taps, timesteps, NoisePolicy(**(noise or {})))
-        self.amp_dtype = _set_up(network, taps, trainable, with_cp, dtype, channels_last)
+        self.amp_dtype = set_up(network, taps, trainable, with_cp, dtype, channels_last)
         trained = [''] if trainable is True else list(trainable or [])
         self.holder = DenoiserHolder(network, trained)
         self.trains_network = bool(trained)
         self.register_buffer('image_mean', torch.tensor(image_mean).view(-1, 1, 1), False)
         self.register_buffer('image_std', torch.tensor(image_std).view(-1, 1, 1), False)
 
-        self.conditioner = _build_conditioner(conditioner, network)
+        self.conditioner = build_conditioner(conditioner, network)
         self.grad_through = grad_through or any(
             p.requires_grad for p in (self.conditioner.parameters() if self.conditioner else ())
         )
         self.tap_infos = self.extractor.infos()
-        self.adapter = _build_adapter(adapter, self.tap_infos)
+        self.adapter = build_adapter(adapter, self.tap_infos)
         source = self.adapter if self.adapter is not None else None
         self.out_channels = list(
             source.out_channels if source is not None else [tap.channels for tap in self.tap_infos]
@@ -228,94 +226,3 @@ class DiffusionBackbone(BaseModule):
             f'taps={self.taps}, timesteps={self.timesteps}, noise={self.noise}, '
             f'weights={self.denoiser.fingerprint}, out_channels={self.out_channels}, out_strides={self.out_strides}'
         )
-
-
-def _build_denoiser(denoiser: Mapping[str, Any] | Denoiser, taps: Sequence[str]) -> Denoiser:
-    if isinstance(denoiser, Denoiser):
-        denoiser.cut(taps)
-        return denoiser
-    return MODELS.build(dict(denoiser, keep_taps=list(taps)))
-
-
-def _set_up(
-    denoiser: Denoiser,
-    taps: Sequence[str],
-    trainable: bool | Sequence[str],
-    with_cp: bool,
-    dtype: str | None,
-    channels_last: bool,
-) -> torch.dtype | None:
-    """Set what is trained, precision, memory format and checkpointing of the network."""
-    network = denoiser.network
-    network.requires_grad_(False)
-    parts = [''] if trainable is True else list(trainable or [])
-    for path in parts:
-        find_module(network, path).requires_grad_(True)
-    if parts:
-        # no activation depends on these; DDP would wait for their gradients
-        for name in denoiser.unused_parameters(taps):
-            network.get_parameter(name).requires_grad_(False)
-    amp_dtype = DTYPES[dtype] if dtype else None
-    if amp_dtype is not None and not parts:
-        network.to(amp_dtype)
-    if channels_last:
-        network.to(memory_format=torch.channels_last)
-    if with_cp:
-        denoiser.set_checkpointing(True)
-    return amp_dtype
-
-
-def _build_conditioner(
-    conditioner: Mapping[str, Any] | None, denoiser: Denoiser
-) -> nn.Module | None:
-    if conditioner is None:
-        return None
-    channels = denoiser.condition_channels()
-    try:
-        return MODELS.build(dict(conditioner, **channels))
-    except TypeError as error:
-        raise ValueError(
-            f'conditioner {conditioner.get("type")!r} does not fit {type(denoiser).__name__}, which says '
-            f'{channels or "nothing"} of what it can be told: {error}. TextAdapter belongs to a network that is told a text '
-            '(mmdiffrep.StableDiffusion)'
-        ) from error
-
-
-def _build_adapter(adapter: Mapping[str, Any] | None, infos: Sequence[Any]) -> nn.Module | None:
-    if adapter is None:
-        return None
-    varying = sorted({info.tap for info in infos if info.channels == VARYING})
-    if varying:
-        raise ValueError(
-            f'taps {varying} give a channel for each place of the image, so that their number depends on its size: no adapter can '
-            'be built on them. Leave the adapter out, or tap the probabilities of a cross-attention (attn2:probs), whose '
-            "channels are the text's tokens"
-        )
-    given = sorted({'in_channels', 'in_strides'} & set(adapter))
-    if given:
-        warnings.warn(
-            f'adapter: {given} are filled in from the taps inside DiffusionBackbone; what the config gives is not used',
-            stacklevel=2,
-        )
-    config = dict(
-        adapter,
-        in_channels=[info.channels for info in infos],
-        in_strides=[info.stride for info in infos],
-    )
-    try:
-        module = MODELS.build(config)
-    except TypeError as error:
-        raise ValueError(
-            f'adapter {adapter.get("type")!r} does not fit: {error}. An adapter takes in_channels and in_strides '
-            "and has out_channels and out_strides; this project's are 'mmdiffrep.StridePyramid', 'mmdiffrep.StrideConcat' and "
-            "'mmdiffrep.ConcatUpsample'"
-        ) from error
-    if not hasattr(module, 'out_strides') or not hasattr(module, 'out_channels'):
-        raise ValueError(
-            f'adapter {adapter.get("type")!r} says no out_channels and out_strides: it is not an adapter. Use '
-            "'mmdiffrep.StridePyramid' or 'mmdiffrep.ConcatUpsample', or put it in the model's `neck`"
-        )
-    return module
-
-
-__all__ = ['DiffusionBackbone', 'map_size']
