@@ -360,3 +360,13 @@ def test_network_and_autoencoder_are_read_apart(sd):
         sd.features(x, t, taps=['mid_block', 'vae.encoder'])
     with pytest.raises(ValueError, match=r"taps \['mid_block'\] were not reached"):
         sd.encode_tapped(picture(), ['vae.encoder', 'mid_block'])
+
+
+def test_a_random_network_is_named_by_its_seed_and_all_of_its_architecture():
+    from mmdiffrep.diffusion.model_files import ModelFiles, Part
+
+    def name(network=1, vae=1, seed=0):
+        return ModelFiles('', Part(dict(a=network)), Part(dict(a=vae)), {}).fingerprint(seed)
+
+    assert name() == name()
+    assert len({name(), name(network=2), name(vae=2), name(seed=1)}) == 4
