@@ -15,10 +15,8 @@ from safetensors.torch import load_file
 from mmdiffrep.diffusion.pixel_unet import PixelUNet
 from mmdiffrep.diffusion.schedules import PREDICTIONS, build_schedule
 from mmdiffrep.engine.hooks import SaveDiffusersHook
-from mmdiffrep.models.pretrainers.denoising_pretrainer import (
-    DenoisingPretrainer,
-    convert_prediction,
-)
+from mmdiffrep.diffusion.objectives import convert_prediction
+from mmdiffrep.models.pretrainers.denoising_pretrainer import DenoisingPretrainer
 
 TINY = dict(
     sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
@@ -30,7 +28,7 @@ PAIRS = list(itertools.product(PREDICTIONS, (None, *PREDICTIONS)))
 
 def pretrainer(prediction='epsilon', loss_on=None, **schedule):
     return DenoisingPretrainer(
-        unet=TINY, schedule=dict(prediction_type=prediction, **schedule), loss_on=loss_on
+        network=TINY, schedule=dict(prediction_type=prediction, **schedule), loss_on=loss_on
     )
 
 
@@ -51,9 +49,9 @@ def test_perfect_network_has_no_loss(prediction, loss_on, monkeypatch):
     t = torch.randint(1000, (6,))
     noise = torch.randn_like(x0)
 
-    def network(x_t, given):
+    def network(x_t, given, _condition):
         assert torch.equal(t, given)
-        alpha, sigma = columns(model.schedule, t)
+        alpha, sigma = columns(model.model.schedule, t)
         torch.testing.assert_close(x_t.double(), alpha * x0 + sigma * noise, rtol=0, atol=1e-5)
         right = dict(epsilon=noise, sample=x0, v_prediction=alpha * noise - sigma * x0)
         return right[prediction].float()
@@ -71,9 +69,9 @@ def test_zero_network_has_the_loss_of_theory(prediction, loss_on):
     x0 = torch.rand(8, 3, 8, 8, generator=generator) * 2 - 1
     noise = torch.randn(x0.shape, generator=generator)
     t = torch.tensor([0, 1, 10, 100, 300, 500, 800, 999])
-    x_t = model.schedule.add_noise(x0, noise, t)
-    got = model.losses(torch.zeros_like(x0), x0, noise, x_t, t)
-    alpha, sigma = columns(model.schedule, t)
+    x_t = model.model.schedule.add_noise(x0, noise, t)
+    got = model.objective.losses(torch.zeros_like(x0), x0, noise, x_t, t)
+    alpha, sigma = columns(model.model.schedule, t)
     error = dict(epsilon=noise, sample=x0, v_prediction=alpha * noise - sigma * x0)[prediction]
     factor = {
         'epsilon': dict(epsilon=1, sample=sigma / alpha, v_prediction=1 / alpha),
@@ -87,8 +85,8 @@ def test_zero_network_has_the_loss_of_theory(prediction, loss_on):
 
 def test_expected_loss_of_a_zero_network_is_one():
     model = pretrainer()
-    torch.nn.init.zeros_(model.unet.conv_out.weight)
-    torch.nn.init.zeros_(model.unet.conv_out.bias)
+    torch.nn.init.zeros_(model.model.network.conv_out.weight)
+    torch.nn.init.zeros_(model.model.network.conv_out.bias)
     torch.manual_seed(0)
     loss = model(torch.zeros(256, 3, 8, 8), mode='loss')['loss']
     assert loss.item() == pytest.approx(1, abs=0.03)  # 49152 squared normals: standard error 0.0064
@@ -136,10 +134,8 @@ def test_images_reach_the_network_as_rgb_between_minus_1_and_1(monkeypatch):
 def test_errors_by_message():
     with pytest.raises(ValueError, match="loss_on='noise' is unknown; allowed: .'epsilon'"):
         pretrainer(loss_on='noise')
-    with pytest.raises(ValueError, match='is not discrete: DenoisingPretrainer trains DDPMs'):
-        DenoisingPretrainer(unet=TINY, schedule=dict(_class_name='EDMSchedule'))
     with pytest.raises(ValueError, match='3 channels in and 6 out; allowed: 3 and 3'):
-        DenoisingPretrainer(unet=dict(TINY, out_channels=6))
+        DenoisingPretrainer(network=dict(TINY, out_channels=6))
     with pytest.raises(ValueError, match="dtype='fp8' is unknown; allowed: 'fp32', 'fp16'"):
         SaveDiffusersHook(dtype='fp8')
 
@@ -159,7 +155,7 @@ class Recorder(Hook):
         self.after_train_iter(runner)
 
     def after_train_iter(self, runner, *_, **__):
-        state = runner.model.unet.state_dict()
+        state = runner.model.model.network.state_dict()
         self.weights.append({name: value.clone() for name, value in state.items()})
 
 
@@ -169,7 +165,7 @@ def make_runner(folder, work_dir, dtype='fp32', ema=True, **model):
         hooks.append(dict(type='EMAHook', ema_type='MomentumAnnealingEMA', momentum=0.3, gamma=2))
     cfg = Config(
         dict(
-            model=dict(type='mmdiffrep.DenoisingPretrainer', unet=TINY, **model),
+            model=dict(type='mmdiffrep.DenoisingPretrainer', network=TINY, **model),
             train_dataloader=dict(
                 batch_size=2,
                 num_workers=0,
@@ -211,7 +207,7 @@ def trained(folder, tmp_path_factory):
 
 
 def ema_unet(runner):
-    return next(h for h in runner.hooks if isinstance(h, EMAHook)).ema_model.module.unet
+    return next(h for h in runner.hooks if isinstance(h, EMAHook)).ema_model.module.model.network
 
 
 def test_average_is_the_one_of_theory(trained):
@@ -254,9 +250,9 @@ def test_folder_holds_the_average_and_loads_everywhere(trained):
 
 def test_card(trained):
     card = (trained[2] / 'README.md').read_text()
-    parameters = sum(p.numel() for p in trained[0].model.unet.parameters()) / 1e6
+    parameters = sum(p.numel() for p in trained[0].model.model.network.parameters()) / 1e6
     for line in (
-        'Noise.', f'{parameters:.2f}M parameters, float32 weights (EMA)', 'steps: 5, 10 images in batches of 2',
+        'Noise.', f'UNet2DModel, {parameters:.2f}M parameters, in pixels, told nothing', 'weights: fp32 (EMA)', 'steps: 5, 10 images in batches of 2',
         'seed: 0', 'training loss, mean of the last 100 steps: ', 'device: ',
     ):  # fmt: skip
         assert line in card
@@ -266,14 +262,14 @@ def test_half_precision_without_average(folder, tmp_path):
     runner = make_runner(folder, tmp_path, 'fp16', ema=False, schedule=dict(prediction_type='v_prediction'))
     runner.train()
     saved = tmp_path / 'diffusers'
-    assert 'float16 weights\n' in (saved / 'README.md').read_text()
+    assert 'weights: fp16\n' in (saved / 'README.md').read_text()
     stored = load_file(saved / 'unet' / 'diffusion_pytorch_model.safetensors')
-    trained = runner.model.unet.state_dict()
+    trained = runner.model.model.network.state_dict()
     assert all(torch.equal(stored[name], value.half()) for name, value in trained.items())
     assert {p.dtype for p in runner.model.parameters()} == {torch.float32}
     denoiser = PixelUNet(pretrained=str(saved))
     assert denoiser.schedule.prediction == 'v_prediction'
-    rounded = UNet2DModel.from_config(runner.model.unet.config).eval()
+    rounded = UNet2DModel.from_config(runner.model.model.network.config).eval()
     rounded.load_state_dict({name: value.half().float() for name, value in trained.items()})
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 700])
     with torch.no_grad():
@@ -281,10 +277,10 @@ def test_half_precision_without_average(folder, tmp_path):
             denoiser.run(x, t, None).float(), rounded(x, t).sample, rtol=2e-2, atol=2e-2
         )
     # training goes on from it in full precision
-    again = DenoisingPretrainer(unet=dict(pretrained=str(saved)))
-    assert again.schedule.prediction == 'v_prediction'
-    assert {p.dtype for p in again.unet.parameters()} == {torch.float32}
-    assert all(p.requires_grad for p in again.unet.parameters())
+    again = DenoisingPretrainer(network=dict(pretrained=str(saved)))
+    assert again.model.schedule.prediction == 'v_prediction'
+    assert {p.dtype for p in again.model.network.parameters()} == {torch.float32}
+    assert all(p.requires_grad for p in again.model.network.parameters())
 
 
 def test_saving_changes_nothing_and_a_failure_leaves_the_old_folder(trained, monkeypatch):
@@ -293,18 +289,18 @@ def test_saving_changes_nothing_and_a_failure_leaves_the_old_folder(trained, mon
     state = torch.get_rng_state()
     hook.save(runner, 7)
     assert torch.equal(state, torch.get_rng_state())
-    assert all(torch.equal(v, weights[-1][k]) for k, v in runner.model.unet.state_dict().items())
+    assert all(torch.equal(v, weights[-1][k]) for k, v in runner.model.model.network.state_dict().items())
     before = {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
     assert b'steps: 7' in before[folder / 'README.md']
     assert not list(folder.parent.glob('.*'))
 
     def fail(self, target, **_):
-        target.mkdir()
+        target.mkdir(parents=True)
         (target / 'model_index.json').write_text('half of')
         raise OSError('disk full')
 
     with monkeypatch.context() as patch:
-        patch.setattr(DDPMPipeline, 'save_pretrained', fail)
+        patch.setattr(UNet2DModel, 'save_pretrained', fail)
         with pytest.raises(OSError, match='disk full'):
             hook.save(runner, 8)
     assert {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()} == before

@@ -29,7 +29,7 @@ custom_hooks = [
 """
 PRETRAINING = f"""
 _base_ = ['{ROOT}/configs/_base_/pretrain_runtime.py']
-model = dict(type='mmdiffrep.DenoisingPretrainer', unet={UNET})
+model = dict(type='mmdiffrep.DenoisingPretrainer', network={UNET})
 data = dict(type='mmdiffrep.ImageFolder', sources=['DATA/images/train'], size=16, short_side=(16, 24))
 train_dataloader = dict(batch_size=3, num_workers=0, persistent_workers=False, dataset=data)
 val_dataloader = dict(

@@ -3,7 +3,7 @@ _base_ = ['../_base_/pretrain_runtime.py']
 
 model = dict(
     type='mmdiffrep.DenoisingPretrainer',
-    unet=dict(
+    network=dict(
         sample_size=64,
         block_out_channels=(48, 96, 128, 128),
         layers_per_block=1,

@@ -2,9 +2,11 @@
 
 from importlib.util import find_spec
 
+from .captions import ImageCaptions
 from .images import ImageFolder
+from .instance_crops import InstanceCrops
 
-__all__ = ['ImageFolder']
+__all__ = ['ImageCaptions', 'ImageFolder', 'InstanceCrops']
 
 if find_spec('mmseg') is not None:
     from .segmentation import CamVidDataset, SegFolder, ToyScenesDataset

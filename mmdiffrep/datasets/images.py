@@ -24,7 +24,7 @@ SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff'}
 
 @DATASETS.register_module()
 class ImageFolder(Dataset):
-    """Random crops of unlabelled images: ``dict(inputs=uint8 tensor (3, size, size), BGR)``.
+    """Random crops of images: ``dict(inputs=uint8 tensor (3, size, size), BGR)``, with ``label`` where it is asked for.
 
     Args:
         sources: folders or zip files, read recursively in the order of their names; or
@@ -37,6 +37,9 @@ class ImageFolder(Dataset):
         cache: keep decoded images in memory (workers share it); else files are read each time.
         max_images: the first so many of each source.
         random: False gives centre crops without flips.
+        labels: add ``label``, the number of the image's class among ``classes``: the names of the topmost folders, sorted.
+        first, last: keep the images of each class from number ``first`` up to ``last`` (not included), in the order of their names:
+            how a split is held out of a folder that has none. Without labels: of each source.
     """
 
     def __init__(
@@ -49,6 +52,9 @@ class ImageFolder(Dataset):
         cache: bool = True,
         max_images: int | None = None,
         random: bool = True,
+        labels: bool = False,
+        first: int = 0,
+        last: int | None = None,
     ) -> None:
         if on_error not in ('raise', 'skip'):
             raise ValueError(f"on_error={on_error!r} is unknown; allowed: 'raise', 'skip'")
@@ -59,12 +65,15 @@ class ImageFolder(Dataset):
         self.index: list[int] = []  # what is drawn from: an item as often as it is repeated
         for source in [sources] if isinstance(sources, (str, Path, Mapping)) else sources:
             path, sides, repeat = _settings(source, short_side, size)
-            members = list_images(path)[:max_images]
+            members = _slice(list_images(path), first, last, labels)[:max_images]
             numbers = range(len(self.items), len(self.items) + len(members))
             self.index += [i for i in numbers for _ in range(repeat)]
             self.items += [(path, member, sides) for member in members]
         self._zips: dict[tuple[int, str], zipfile.ZipFile] = {}
         self._images: list[np.ndarray | None] = [None] * len(self.items)
+        self.classes: list[str] = []
+        if labels:
+            self.classes, self._labels = _class_labels([(path, member) for path, member, _ in self.items])
         if cache:
             self._fill_cache()
         if not self.index:  # an endless sampler would search for ever
@@ -94,12 +103,13 @@ class ImageFolder(Dataset):
             item = self.index[(number + offset) % len(self)]
             image = self._images[item] if self._images[item] is not None else self._read(item)
             if image is not None:
-                return dict(inputs=self._crop(image, self.items[item][2]))
+                crop = self._crop(image, self.items[item][2])
+                return dict(inputs=crop, label=self._labels[item]) if self.classes else dict(inputs=crop)
         raise ValueError('none of the images can be read')
 
     def _read(self, item: int) -> np.ndarray | None:
         source, member, sides = self.items[item]
-        image = _decode(self._bytes(source, member))
+        image = decode(self._bytes(source, member))
         if image is None:
             message = f'{source}/{member} is not a readable image'
             if self.on_error == 'raise':
@@ -108,7 +118,7 @@ class ImageFolder(Dataset):
             return None
         side = min(image.shape[:2])
         if side > sides[1]:  # never needed larger
-            image = _resize(image, sides[1])
+            image = resize_short_side(image, sides[1])
         return image
 
     def _bytes(self, source: str, member: str) -> bytes:
@@ -131,13 +141,35 @@ class ImageFolder(Dataset):
         u = torch.rand(4).tolist() if self.random else [0.0, 0.5, 0.5, 1.0]
         side = int(sides[0] + u[0] * (sides[1] - sides[0] + 1)) if self.random else sides[0]
         if min(image.shape[:2]) != side:
-            image = _resize(image, side)
+            image = resize_short_side(image, side)
         top = int(u[1] * (image.shape[0] - self.size + 1) * 0.999999)
         left = int(u[2] * (image.shape[1] - self.size + 1) * 0.999999)
         image = image[top : top + self.size, left : left + self.size]
         if self.flip and u[3] < 0.5:
             image = image[:, ::-1]
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def _slice(members: list[str], first: int, last: int | None, by_class: bool) -> list[str]:
+    """Numbers ``first`` to ``last`` of each class, or of all."""
+    if not by_class:
+        return members[first:last]
+    groups: dict[str, list[str]] = {}
+    for member in members:
+        groups.setdefault(member.partition('/')[0], []).append(member)
+    return [member for group in groups.values() for member in group[first:last]]
+
+
+def _class_labels(members: Sequence[tuple[str, str]]) -> tuple[list[str], list[int]]:
+    """Names of the classes, and each image's number among them."""
+    outside = [f'{path}/{member}' for path, member in members if '/' not in member]
+    if outside:
+        raise ValueError(
+            f'labels=True, and {len(outside)} images lie in no class folder, for example {outside[0]}. Allowed: FOLDER/CLASS/IMAGE'
+        )
+    names = [member.partition('/')[0] for _, member in members]
+    classes = sorted(set(names))
+    return classes, [classes.index(name) for name in names]
 
 
 def _settings(
@@ -159,7 +191,7 @@ def _settings(
     return str(given['path']), sides, repeat
 
 
-def _decode(data: bytes) -> np.ndarray | None:
+def decode(data: bytes) -> np.ndarray | None:
     """BGR (H, W, 3), or None for what is no image."""
     if not data:
         return None
@@ -169,7 +201,7 @@ def _decode(data: bytes) -> np.ndarray | None:
         return None
 
 
-def _resize(image: np.ndarray, short_side: int) -> np.ndarray:
+def resize_short_side(image: np.ndarray, short_side: int) -> np.ndarray:
     height, width = image.shape[:2]
     scale = short_side / min(height, width)
     size = (max(short_side, round(width * scale)), max(short_side, round(height * scale)))

@@ -26,6 +26,7 @@ from .taps import Tap
 from .tracing import is_abstract
 from .weights import WeightFile
 
+META = 'mmdiffrep.json'  # beside a network that this package trained: what diffusers' configs cannot say
 DEFAULT_SCHEDULE = dict(
     _class_name='DDPMScheduler', num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02,
     beta_schedule='linear', prediction_type='epsilon',
@@ -68,6 +69,7 @@ class PixelUNet(Denoiser):
         if random_seed is None and pretrained is None:
             random_seed = 0
         self.unet = plan.build(random_seed)
+        self.null_class = plan.null_class
         self.image_channels = self.unet.config.in_channels
         self.divisor = 2 ** sum(
             getattr(block, 'downsamplers', None) is not None for block in self.unet.down_blocks
@@ -92,6 +94,8 @@ class PixelUNet(Denoiser):
         count = self.unet.config.num_class_embeds
         if ids is not None and count and bool(((ids < 0) | (ids >= count)).any()):
             raise ValueError(f'class ids {ids.tolist()} are unknown; allowed: 0 to {count - 1}')
+        if self.unet.class_embedding is not None and ids is None and self.null_class is not None:
+            ids = torch.full((len(x_t),), self.null_class, dtype=torch.long, device=x_t.device)
         if self.unet.class_embedding is not None and ids is None:
             if not torch.compiler.is_compiling() and not is_abstract(x_t):
                 raise ValueError(
@@ -117,6 +121,7 @@ class _Plan:
     part: Part
     schedule: dict[str, Any] | None = None
     source: Source | None = None  # None: random weights
+    null_class: int | None = None  # the class for "unknown"
 
     def build(self, random_seed: int | None) -> nn.Module:
         from diffusers import UNet2DModel
@@ -160,7 +165,8 @@ def _plan_folder(source: Source, config: Mapping[str, Any] | None) -> _Plan:
             '(a diffusion network in pixels without text)'
         )
     part = folder_part(folder, _clean(config or unet_config))
-    return _Plan(part, _schedule_near(folder), source)
+    about = next((p / META for p in (folder, folder.parent) if (p / META).is_file()), None)
+    return _Plan(part, _schedule_near(folder), source, read_json(about).get('num_classes') if about else None)
 
 
 def _schedule_near(folder: Path) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .ldm import CLIP, OPEN_CLIP
+from .loading import locate
 from .model_files import ModelFiles, Part
 from .weights import WeightFile, load_tensors
 
@@ -36,8 +37,26 @@ class TextEncoder:
                 'tokens=FILE (a saved embedding), or a model with text_encoder/ and tokenizer/'
             )
         self.model.requires_grad_(False).eval()
-        self.length = self.model.config.max_position_embeddings
         self._seen: dict[str, Tensor] = {}
+
+    @classmethod
+    def from_source(cls, source: str | Path) -> TextEncoder:
+        """From a short name, a hub id or a folder with ``text_encoder/`` and ``tokenizer/``."""
+        encoder = cls.__new__(cls)
+        encoder.model, encoder.tokenizer = _from_folder(locate(source).path)
+        encoder.model.requires_grad_(False).eval()
+        encoder._seen = {}
+        return encoder
+
+    @property
+    def length(self) -> int:
+        """Tokens a prompt."""
+        return self.model.config.max_position_embeddings
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return self.model.config.hidden_size
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TextEncoder:
         return self  # frozen: a copy of the denoiser (an EMA, say) shares it
@@ -49,7 +68,7 @@ class TextEncoder:
             if len(self._seen) > 1000:  # 236 kB each
                 self._seen.clear()
                 new = list(dict.fromkeys(prompts))
-            self._seen.update(zip(new, self._run(new).last_hidden_state))
+            self._seen.update(zip(new, self._run(new).last_hidden_state.float().cpu()))
         return torch.stack([self._seen[prompt] for prompt in prompts])
 
     def pooled(self, prompts: Sequence[str]) -> Tensor:
@@ -58,7 +77,7 @@ class TextEncoder:
 
     @torch.no_grad()
     def _run(self, prompts: Sequence[str]) -> Any:
-        return self.model(self._ids(prompts))
+        return self.model(self._ids(prompts).to(self.model.device))
 
     def _ids(self, prompts: Sequence[str]) -> Tensor:
         if self.tokenizer is not None:

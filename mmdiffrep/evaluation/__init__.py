@@ -1,1 +1,5 @@
-"""Nothing is registered here yet."""
+"""Metrics."""
+
+from .timestep_loss import TimestepLoss
+
+__all__ = ['TimestepLoss']

@@ -1,7 +1,9 @@
-"""Hooks: prompts, exact continuation, saving pre-trained networks."""
+"""Hooks: prompts, exact continuation, saving and watching pre-trained networks."""
 
+from .linear_probe_hook import LinearProbeHook
 from .prompt_hook import PromptHook
 from .random_state_hook import RandomStateHook
+from .sample_hook import SampleHook
 from .save_diffusers_hook import SaveDiffusersHook
 
-__all__ = ['PromptHook', 'RandomStateHook', 'SaveDiffusersHook']
+__all__ = ['LinearProbeHook', 'PromptHook', 'RandomStateHook', 'SampleHook', 'SaveDiffusersHook']

@@ -1,17 +1,19 @@
-"""DenoisingPretrainer: trains a diffusion network on unlabelled images (DDPM, Ho et al. 2020, algorithm 1)."""
+"""DenoisingPretrainer: trains a diffusion network on images (DDPM, Ho et al. 2020; EDM, Karras et al. 2022)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor
 
-from mmdiffrep.diffusion.pixel_unet import DEFAULT_SCHEDULE, PixelUNet
-from mmdiffrep.diffusion.schedules import PREDICTIONS, DiscreteSchedule, build_schedule
+from mmdiffrep.diffusion.condition import Condition
+from mmdiffrep.diffusion.generative import GenerativeModel
+from mmdiffrep.diffusion.objectives import Objective
 from mmdiffrep.registry import MODELS
 
 
@@ -20,19 +22,29 @@ class DenoisingPretrainer(BaseModel):
     """x_t = alpha x_0 + sigma eps; the network's output is compared with its target by mean squared error.
 
     Args:
-        unet: arguments of diffusers' ``UNet2DModel``, or ``dict(pretrained=…)`` to go on from saved weights.
-        schedule: a diffusers scheduler config; its ``prediction_type`` says what the network gives.
-        loss_on: the space in which the error is measured: ``'epsilon'``, ``'sample'`` (x_0), ``'v_prediction'``, or None: the
-            network's own.
+        network: ``dict(_class_name='UNet2DModel' | 'UNet2DConditionModel' | 'DiTTransformer2DModel' | 'ADM', …)`` and its
+            arguments, see :class:`GenerativeModel`; or ``dict(pretrained=…)`` to go on from saved weights, with all that belongs to them.
+        schedule: a diffusers scheduler config, whose ``prediction_type`` says what the network gives, or
+            ``dict(_class_name='EDMSchedule', …)``.
+        autoencoder, text_encoder, num_classes: see :class:`GenerativeModel`.
+        drop_condition: share of the images whose class or text is withheld, for classifier-free guidance.
+        loss_on, timestep_power, min_snr_gamma: see :class:`Objective`.
         channels_last, compile: speed on an accelerator; neither changes what is trained.
         data_preprocessor: must bring images to [-1, 1]; the default does, from mmcv's BGR.
+        seed: of the network's random weights.
     """
 
     def __init__(
         self,
-        unet: Mapping[str, Any],
+        network: Mapping[str, Any],
         schedule: Mapping[str, Any] | None = None,
+        autoencoder: str | None = None,
+        text_encoder: str | None = None,
+        num_classes: int | None = None,
+        drop_condition: float = 0.1,
         loss_on: str | None = None,
+        timestep_power: float = 1.0,
+        min_snr_gamma: float | None = None,
         channels_last: bool = False,
         compile: bool = False,
         data_preprocessor: Mapping[str, Any] | None = None,
@@ -43,86 +55,103 @@ class DenoisingPretrainer(BaseModel):
             type='ImgDataPreprocessor', mean=[127.5] * 3, std=[127.5] * 3, bgr_to_rgb=True
         )
         super().__init__(data_preprocessor, init_cfg)
-        if loss_on not in (None, *PREDICTIONS):
-            raise ValueError(f'loss_on={loss_on!r} is unknown; allowed: {PREDICTIONS} or None')
-        unet = dict(unet)
-        if 'pretrained' in unet:
-            denoiser = PixelUNet(**unet)
-            self.schedule = denoiser.schedule if schedule is None else build_schedule(schedule)
+        if not 0 <= drop_condition <= 1:
+            raise ValueError(f'drop_condition={drop_condition!r} does not fit; allowed: a share from 0 to 1')
+        if 'pretrained' in network:
+            given = dict(schedule=schedule, autoencoder=autoencoder, text_encoder=text_encoder, num_classes=num_classes)
+            given |= {key: value for key, value in network.items() if key != 'pretrained'}
+            if any(value is not None for value in given.values()):
+                raise ValueError(
+                    f'network=dict(pretrained={network["pretrained"]!r}) brings its own parts: leave '
+                    f'{sorted(key for key, value in given.items() if value is not None)} out'
+                )
+            self.model = GenerativeModel.load(network['pretrained'])
         else:
-            self.schedule = build_schedule(schedule or DEFAULT_SCHEDULE)
-            denoiser = PixelUNet(config=unet, random_seed=seed)
-        if not isinstance(self.schedule, DiscreteSchedule):
-            raise ValueError(
-                f'schedule {schedule} is not discrete: DenoisingPretrainer trains DDPMs. Give a diffusers '
-                "scheduler config, e.g. dict(beta_schedule='linear', prediction_type='epsilon')"
-            )
-        channels = denoiser.unet.config.in_channels, denoiser.unet.config.out_channels
-        if channels != (3, 3):
-            raise ValueError(
-                f'the network has {channels[0]} channels in and {channels[1]} out; allowed: 3 and 3 (a learned variance '
-                'is not trained). Set in_channels=3, out_channels=3'
-            )
-        self.unet = denoiser.unet.requires_grad_(True).train()
+            self.model = GenerativeModel(network, schedule, autoencoder, text_encoder, num_classes, seed)
+        self.model.network.requires_grad_(True).train()
+        self.objective = Objective(self.model.schedule, loss_on, timestep_power, min_snr_gamma)
+        self.drop_condition = drop_condition
         if channels_last:
-            self.unet.to(memory_format=torch.channels_last)
-        self.loss_on = loss_on
+            self.model.network.to(memory_format=torch.channels_last)
         self.compile = compile
         self._compiled: Any = None  # made at the first step, so that an EMA copy does not hold it
 
     def forward(
-        self, inputs: Tensor, data_samples: Any = None, mode: str = 'tensor'
+        self,
+        inputs: Tensor,
+        label: Tensor | None = None,
+        caption: Sequence[str] | None = None,
+        data_samples: Any = None,
+        mode: str = 'tensor',
     ) -> dict[str, Tensor] | list[dict[str, Tensor]] | Tensor:
-        """Images (B, 3, H, W) in [-1, 1].
+        """Images (B, 3, H, W) in [-1, 1], with labels (B,) or captions for a network that is told them.
 
-        ``'loss'``: dict of the mean loss. ``'predict'``: one dict(t, loss) an image, at evenly spread timesteps with noise from
-        a fixed seed. ``'tensor'``: the network's output at random timesteps.
+        ``'loss'``: dict of the mean loss. ``'predict'``: one dict(t, loss) an image, whose timestep and noise come from a hash of
+        the image: the same in each validation and in any batch. ``'tensor'``: the network's output at random timesteps.
         """
         if mode == 'predict':
-            return self._validate(inputs)
-        t = self.schedule.sample_timesteps(len(inputs)).to(inputs.device)
-        noise = torch.randn_like(inputs)
-        x_t = self.schedule.add_noise(inputs, noise, t)
-        output = self._network(x_t, t)
+            return self._validate(inputs, label, caption)
+        t = self.objective.draw_timesteps(len(inputs)).to(inputs.device)
+        x0 = self.model.encode(inputs, sample=True)
+        condition = self._condition(len(inputs), label, caption, drop=True)
+        noise = torch.randn_like(x0)
+        x_t = self.model.schedule.add_noise(x0, noise, t)
+        output = self._network(x_t, t, condition)
         if mode == 'tensor':
             return output
-        return dict(loss=self.losses(output, inputs, noise, x_t, t).mean())
+        return dict(loss=self.objective.losses(output, x0, noise, x_t, t).mean())
 
-    def losses(self, output: Tensor, x0: Tensor, noise: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Mean squared error (B,) in the space of ``loss_on``."""
-        output = output.float()
-        if self.loss_on in (None, self.schedule.prediction):
-            target = self.schedule.target(x0, noise, t)
-        else:
-            output = convert_prediction(self.schedule, output, x_t, t, self.loss_on)
-            target = convert_prediction(
-                self.schedule, self.schedule.target(x0, noise, t), x_t, t, self.loss_on
+    def _condition(
+        self, batch: int, label: Tensor | None, caption: Sequence[str] | None, drop: bool
+    ) -> Condition | None:
+        """Once for the whole network: a DiT's blocks drop nothing on their own."""
+        model = self.model
+        label = label if model.takes_classes else None
+        caption = caption if model.takes_text else None
+        if model.num_classes is not None and label is None:
+            raise ValueError(
+                'the network is trained with classes and the data has no "label": set labels=True in the data set, or leave num_classes out'
             )
-        return F.mse_loss(output, target, reduction='none').flatten(1).mean(1)
+        if model.takes_text and caption is None:
+            raise ValueError('the network is trained with texts and the data has no "caption": use a data set of captioned images')
+        told = label is not None or caption is not None
+        dropped = torch.rand(batch) < self.drop_condition if drop and told else None
+        return model.condition(batch, label, caption, dropped)
 
-    def _network(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def _network(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
         if self.compile and self._compiled is None and x_t.is_cuda and self.training:
-            self._compiled = torch.compile(self.unet)
-        network = self._compiled if self.training and self._compiled is not None else self.unet
-        x = self.schedule.network_input(x_t, t)
-        return network(x, self.schedule.network_time(t), return_dict=False)[0]
+            self._compiled = torch.compile(self.model.network)
+        compiled = self._compiled if self.training and self._compiled is not None else self.model.network
+        return self.model.call(compiled, x_t, t, condition)
 
     @torch.no_grad()
-    def _validate(self, inputs: Tensor) -> list[dict[str, Tensor]]:
-        generator = torch.Generator().manual_seed(0)
-        steps = len(self.schedule)
-        t = ((torch.arange(len(inputs)) * 0.6180339887) % 1 * steps).long().to(inputs.device)
-        noise = torch.randn(inputs.shape, generator=generator).to(inputs)
-        x_t = self.schedule.add_noise(inputs, noise, t)
-        losses = self.losses(self._network(x_t, t), inputs, noise, x_t, t)
+    def _validate(
+        self, inputs: Tensor, label: Tensor | None, caption: Sequence[str] | None
+    ) -> list[dict[str, Tensor]]:
+        pixels = ((inputs + 1) * 127.5).round().clamp(0, 255).byte().cpu()
+        seeds = [zlib.crc32(image.numpy().tobytes()) for image in pixels]
+        t = self.objective.timesteps_at(torch.tensor(seeds) / 2**32).to(inputs.device)
+        x0 = self.model.encode(inputs)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = torch.stack([torch.randn(x0.shape[1:], generator=g) for g in generators]).to(x0)
+        x_t = self.model.schedule.add_noise(x0, noise, t)
+        output = self._network(x_t, t, self._condition(len(inputs), label, caption, drop=False))
+        losses = self.objective.losses(output, x0, noise, x_t, t)
         return [dict(t=a, loss=b) for a, b in zip(t.cpu(), losses.cpu())]
 
+    # ---- what SaveDiffusersHook asks ----------------------------------------------------------------------
 
-def convert_prediction(schedule: Any, output: Tensor, x_t: Tensor, t: Tensor, to: str) -> Tensor:
-    """A network's output in the schedule's own prediction, as epsilon, x_0 or v of the same x_t."""
-    x0 = schedule.to_x0(output, x_t, t)
-    if to == 'sample':
-        return x0
-    alpha, sigma = (value.view(-1, 1, 1, 1) for value in schedule.alpha_sigma(t))
-    noise = (x_t - alpha * x0) / sigma
-    return noise if to == 'epsilon' else alpha * noise - sigma * x0
+    def save_diffusers(self, folder: Path, dtype: torch.dtype) -> None:
+        self.model.save(folder, dtype)
+
+    def card(self) -> list[str]:
+        """Lines of the model card that say what the network is."""
+        model = self.model
+        parameters = sum(p.numel() for p in model.network.parameters()) / 1e6
+        told = 'texts' if model.takes_text else f'{model.num_classes} classes' if model.num_classes else 'nothing'
+        space = 'pixels' if model.frozen.vae is None else 'the latents of its autoencoder'
+        return [
+            f'- network: {model.kind}, {parameters:.2f}M parameters, in {space}, told {told}',
+            f'- objective: {model.schedule.prediction}, timestep_power {self.objective.timestep_power}, min-SNR gamma '
+            f'{self.objective.min_snr_gamma}',
+        ]

@@ -1,0 +1,65 @@
+"""What hooks share that write a trained model: which weights, how a folder is replaced, what a card says."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.hooks import EMAHook
+from mmengine.model import is_model_wrapper
+
+DTYPES = dict(fp32=torch.float32, fp16=torch.float16)
+
+
+def ema_hook(runner: Any) -> EMAHook | None:
+    return next((hook for hook in runner.hooks if isinstance(hook, EMAHook)), None)
+
+
+def averaged_model(runner: Any) -> Any:
+    """The EMA copy of the model where there is one, else the model; without DDP's wrapper."""
+    hook = ema_hook(runner)
+    if hook is not None:
+        return hook.ema_model.module
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """``write(new folder)``, which appears as ``target`` complete or not at all; an older one goes when the new one is written."""
+    # names that a killed run leaves behind are used again by the next one
+    new, old = (target.with_name(f'.{target.name}.{what}') for what in ('new', 'old'))
+    shutil.rmtree(new, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write(new)
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def model_card(
+    runner: Any, steps: int, description: str, lines: Sequence[str], library: str, tags: Sequence[str], dtype: str
+) -> str:
+    """A README.md: what the model is, and the command, data, seed and steps that made it."""
+    losses = runner.message_hub.get_scalar('train/loss')
+    batch = runner.train_dataloader.batch_sampler.batch_size * runner.world_size
+    batch *= getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+    updates = steps // getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+    averaged = ' (EMA)' if ema_hook(runner) else ''
+    text = [
+        '---', f'library_name: {library}', f'tags: [{", ".join(["mmdiffrep", *tags])}]', '---',
+        f'# {Path(runner.work_dir).name}', '', description, '',
+        *lines,
+        f'- weights: {dtype}{averaged}',
+        f'- steps: {updates}, {updates * batch} images in batches of {batch}',
+        f'- seed: {runner.seed}',
+        f'- training loss, mean of the last 100 steps: {losses.mean(100):.5f}',
+        f'- command: `{" ".join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv))}`',
+        f'- device: {torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"}, '
+        f'torch {torch.__version__}',
+    ]  # fmt: skip
+    return '\n'.join(text) + '\n'
