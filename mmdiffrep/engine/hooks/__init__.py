@@ -4,6 +4,7 @@ from .linear_probe_hook import LinearProbeHook
 from .prompt_hook import PromptHook
 from .random_state_hook import RandomStateHook
 from .sample_hook import SampleHook
+from .save_clip_hook import SaveClipHook
 from .save_diffusers_hook import SaveDiffusersHook
 
-__all__ = ['LinearProbeHook', 'PromptHook', 'RandomStateHook', 'SampleHook', 'SaveDiffusersHook']
+__all__ = ['LinearProbeHook', 'PromptHook', 'RandomStateHook', 'SampleHook', 'SaveClipHook', 'SaveDiffusersHook']
