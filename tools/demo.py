@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DIFFUSION = ROOT / 'configs/fpn/diffusion_toy-unet_fpn_300i_toyscenes-64x64.py'
 STOCK = ROOT / 'configs/fpn/r18_fpn_300i_toyscenes-64x64.py'
 SCENES = dict(train=200, val=100)
-SIZE = (64, 64)
+SIZE = (128, 128)
 SHOWN, SHOWN_FEATURES = 6, 4  # validation scenes on the sheets
 # which of mmengine's log lines are shown; all of them go into train.log
 PROGRESS = re.compile(r'Iter\(train\)|Iter\(val\).*mIoU|Saving checkpoint|/mmdiffrep/.*Warning: ')

@@ -1,4 +1,4 @@
-# Few labels: --cfg-options train_dataloader.dataset.num_labels=20 train_dataloader.dataset.subset_seed=0
+# Crops of 64×64, validated on whole scenes of 128×128. Few labels: --cfg-options train_dataloader.dataset.num_labels=20 train_dataloader.dataset.subset_seed=0
 _base_ = [
     '../_base_/models/linear.py',
     '../_base_/denoisers/toy-unet.py',
@@ -8,8 +8,7 @@ _base_ = [
 ]
 backbone = _base_.backbone
 backbone.update(
-    adapter=dict(type='mmdiffrep.ConcatUpsample', stride=2, normalize='batch')
+    adapter=dict(type='mmdiffrep.ConcatUpsample', stride=4, normalize='batch')
 )
 model = dict(backbone=backbone)
-train_dataloader = dict(batch_size=4)
 optim_wrapper = dict(optimizer=dict(lr=1e-2))

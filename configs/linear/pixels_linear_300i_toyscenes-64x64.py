@@ -5,8 +5,7 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 model = dict(
-    backbone=dict(type='mmdiffrep.RawPixels', strides=[2]),
+    backbone=dict(type='mmdiffrep.RawPixels', strides=[4]),
     decode_head=dict(in_channels=3, channels=3),
 )
-train_dataloader = dict(batch_size=4)
 optim_wrapper = dict(optimizer=dict(lr=1e-2))

@@ -1,6 +1,6 @@
-# ToyScenes' COCO-panoptic annotations. python tools/make_toyscenes.py data/toyscenes-64 --size 64
+# ToyScenes' COCO-panoptic annotations: crops of 64×64 from scenes of 128×128. python tools/make_toyscenes.py data/toyscenes
 dataset_type = 'mmdet.CocoPanopticDataset'
-data_root = 'data/toyscenes-64'
+data_root = 'data/toyscenes'
 crop_size = (64, 64)
 thing_classes = [
     f'{colour} {shape}'
@@ -19,6 +19,7 @@ metainfo = dict(
 train_pipeline = [
     dict(type='mmcv.LoadImageFromFile'),
     dict(type='mmdet.LoadPanopticAnnotations', with_bbox=True, with_mask=True, with_seg=True),
+    dict(type='mmdet.RandomCrop', crop_size=crop_size, allow_negative_crop=True),
     dict(type='mmdet.RandomFlip', prob=0.5),
     dict(type='mmdet.PackDetInputs'),
 ]

@@ -1,4 +1,4 @@
-# A linear probe: one 1×1 convolution on the features at half the image's size.
+# A linear probe: one 1×1 convolution on the features at a quarter of the image's size.
 _base_ = ['segmentor.py']
 data_preprocessor = dict(test_cfg=dict(size_divisor=8))
 model = dict(

@@ -1,0 +1,13 @@
+_base_ = [
+    '../_base_/models/fpn.py',
+    '../_base_/models/r18-backbone.py',
+    '../_base_/datasets/camvid-180x240.py',
+    '../_base_/schedules/schedule_300i.py',
+    '../_base_/default_runtime.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=_base_.backbone,
+    neck=dict(in_channels=[64, 128, 256, 512]),
+    decode_head=dict(num_classes=_base_.num_classes),
+)

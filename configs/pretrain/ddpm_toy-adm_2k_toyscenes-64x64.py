@@ -1,0 +1,12 @@
+# The cosine schedule, v-prediction, min-SNR weights.
+_base_ = [
+    '../_base_/networks/toy-adm.py',
+    '../_base_/datasets/toyscenes-unlabelled-64x64.py',
+    '../_base_/pretrain_small.py',
+]
+model = dict(
+    type='mmdiffrep.DenoisingPretrainer',
+    network=_base_.network,
+    schedule=dict(beta_schedule='squaredcos_cap_v2', prediction_type='v_prediction'),
+    min_snr_gamma=5.0,
+)

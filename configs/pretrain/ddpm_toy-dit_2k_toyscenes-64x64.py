@@ -1,0 +1,10 @@
+_base_ = [
+    '../_base_/networks/toy-dit.py',
+    '../_base_/datasets/toyscenes-unlabelled-64x64.py',
+    '../_base_/pretrain_small.py',
+]
+model = dict(
+    type='mmdiffrep.DenoisingPretrainer',
+    network=_base_.network,
+    timestep_power=2.0,
+)
