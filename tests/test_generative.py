@@ -400,3 +400,26 @@ def test_features_are_read_from_a_class_conditional_folder(tmp_path):
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 700])
     with torch.no_grad():  # told nothing: the class for "unknown"
         torch.testing.assert_close(denoiser.run(x, t, None), model(x, t, model.condition(2)), rtol=1e-5, atol=1e-5)
+
+
+def test_features_of_an_edm_network(tmp_path):
+    from mmdiffrep.models.backbones import DiffusionBackbone
+
+    model = build(UNET, schedule=dict(_class_name='EDMSchedule'))
+    model.save(tmp_path / 'saved')
+    assert not (tmp_path / 'saved' / 'model_index.json').exists()  # no pipeline of diffusers draws from it
+    backbone = DiffusionBackbone(
+        denoiser=dict(type='mmdiffrep.PixelUNet', pretrained=str(tmp_path / 'saved')), taps=['up_blocks.0'], timesteps=0.06,
+        noise=dict(kind='none'), image_mean=[0] * 3, image_std=[1] * 3,
+    ).eval()  # fmt: skip
+    image = torch.randint(0, 256, (2, 3, 8, 8)).float()
+    seen = []
+    handle = model.network.up_blocks[0].register_forward_hook(lambda m, a, out: seen.append(out))
+    with torch.no_grad():
+        (got,) = backbone(image)
+        sigma = torch.full((2,), 0.06)
+        model.network((image / 127.5 - 1) / (sigma**2 + 0.25).sqrt().view(-1, 1, 1, 1), sigma.log() / 4)
+    handle.remove()
+    torch.testing.assert_close(got, seen[0], rtol=1e-4, atol=1e-4)
+    again = DenoisingPretrainer(dict(pretrained=str(tmp_path / 'saved')))
+    assert isinstance(again.model.schedule, EDMSchedule)

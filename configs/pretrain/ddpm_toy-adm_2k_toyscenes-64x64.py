@@ -1,8 +1,7 @@
 # The cosine schedule, v-prediction, min-SNR weights.
 _base_ = [
     '../_base_/networks/toy-adm.py',
-    '../_base_/datasets/toyscenes-unlabelled-64x64.py',
-    '../_base_/pretrain_small.py',
+    '../_base_/pretrain_toyscenes-64x64.py',
 ]
 model = dict(
     type='mmdiffrep.DenoisingPretrainer',

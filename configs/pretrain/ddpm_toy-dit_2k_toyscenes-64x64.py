@@ -1,7 +1,6 @@
 _base_ = [
     '../_base_/networks/toy-dit.py',
-    '../_base_/datasets/toyscenes-unlabelled-64x64.py',
-    '../_base_/pretrain_small.py',
+    '../_base_/pretrain_toyscenes-64x64.py',
 ]
 model = dict(
     type='mmdiffrep.DenoisingPretrainer',

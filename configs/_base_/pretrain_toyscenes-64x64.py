@@ -1,4 +1,5 @@
 # Crops of 64×64 from scenes of 128×128. python tools/make_toyscenes.py data/toyscenes-pretrain --train 16000 --val 500 --val-heldout 0 --pairs 0
+_base_ = ['pretrain_small.py']
 train_dataloader = dict(
     dataset=dict(
         type='mmdiffrep.ImageFolder',
