@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL, DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, DiTPipeline, EulerDiscreteScheduler, StableDiffusionPipeline,
+    AutoencoderKL,
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTPipeline,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
 )  # fmt: skip
 
 from mmdiffrep.diffusion.condition import Condition
@@ -277,7 +284,7 @@ def test_heun_solves_a_gaussian():
             self.network = torch.nn.Linear(1, 1)  # has a device and a dtype
             self.schedule, self.kind = EDMSchedule(sigma_max=10.0), 'UNet2DModel'
             self.num_classes = None
-            from mmdiffrep.diffusion.generative import Frozen
+            from mmdiffrep.diffusion.networks import Frozen
 
             self.frozen = Frozen()
 
@@ -340,7 +347,8 @@ def test_autoencoder_trains_and_its_scale_is_measured(tmp_path, vae):
 
 
 def test_kl_against_torch(vae):
-    from torch.distributions import Normal, kl_divergence as theirs
+    from torch.distributions import Normal
+    from torch.distributions import kl_divergence as theirs
 
     posterior = AutoencoderKL.from_pretrained(vae).encode(torch.rand(2, 3, 8, 8)).latent_dist
     wanted = theirs(Normal(posterior.mean, posterior.std), Normal(0.0, 1.0)).mean()

@@ -12,10 +12,10 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 from safetensors.torch import load_file
 
+from mmdiffrep.diffusion.objectives import convert_prediction
 from mmdiffrep.diffusion.pixel_unet import PixelUNet
 from mmdiffrep.diffusion.schedules import PREDICTIONS, build_schedule
 from mmdiffrep.engine.hooks import SaveDiffusersHook
-from mmdiffrep.diffusion.objectives import convert_prediction
 from mmdiffrep.models.pretrainers.denoising_pretrainer import DenoisingPretrainer
 
 TINY = dict(

@@ -14,7 +14,17 @@ from torch.utils.data import Dataset
 
 from mmdiffrep.registry import DATASETS
 
-from .coco import Box, as_tensor, check_size, checked_sources, image_paths, read_coco, read_image, square_crop, squashed
+from .coco import (
+    Box,
+    as_tensor,
+    check_size,
+    checked_sources,
+    image_paths,
+    read_coco,
+    read_image,
+    square_crop,
+    squashed,
+)
 
 
 @dataclass
@@ -62,7 +72,9 @@ class ImageCaptions(Dataset):
         check_size(size, on_error)
         low, high = context if len(context) == 2 else (0.0, 0.0)
         if not 0 < low <= high:
-            raise ValueError(f'context={tuple(context)} does not fit; allowed: (low, high) with 0 < low <= high')
+            raise ValueError(
+                f'context={tuple(context)} does not fit; allowed: (low, high) with 0 < low <= high'
+            )
         self.size, self.context, self.flip = size, (low, high), flip
         self.on_error, self.random = on_error, random
         self.items: list[Captioned] = []
@@ -107,7 +119,9 @@ def _pictures(source: Mapping[str, Any]) -> list[Captioned]:
     captions = defaultdict(list)
     for annotation in content['annotations']:
         if not isinstance(annotation.get('caption'), str):
-            raise ValueError(f'{source["ann_file"]} holds no captions: annotation {annotation.get("id")} has none')
+            raise ValueError(
+                f'{source["ann_file"]} holds no captions: annotation {annotation.get("id")} has none'
+            )
         captions[annotation['image_id']].append(annotation['caption'])
     return [Captioned(path, captions[key]) for key, path in paths.items() if captions[key]]
 
@@ -127,7 +141,13 @@ def _regions(source: Mapping[str, Any], templates: Sequence[str], min_side: int)
 
 
 def _filled(template: str, words: Mapping[str, str]) -> str:
-    unknown = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None and field not in words]
+    unknown = [
+        field
+        for _, field, _, _ in string.Formatter().parse(template)
+        if field is not None and field not in words
+    ]
     if unknown:
-        raise ValueError(f'region_templates: {template!r} has unknown fields {unknown}; allowed: {sorted(words)}')
+        raise ValueError(
+            f'region_templates: {template!r} has unknown fields {unknown}; allowed: {sorted(words)}'
+        )
     return template.format(**words)

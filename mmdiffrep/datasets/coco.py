@@ -35,7 +35,9 @@ def read_coco(ann_file: str | Path, *keys: str) -> dict[str, Any]:
     needed = ('images', 'annotations', *keys)
     missing = [key for key in needed if not isinstance(content, dict) or key not in content]
     if missing:
-        raise ValueError(f'{ann_file} lacks {missing}: a COCO file with the lists {list(needed)} is needed')
+        raise ValueError(
+            f'{ann_file} lacks {missing}: a COCO file with the lists {list(needed)} is needed'
+        )
     known = {image['id'] for image in content['images']}
     lost = next((a for a in content['annotations'] if a['image_id'] not in known), None)
     if lost is not None:
@@ -53,12 +55,16 @@ def image_paths(content: Mapping[str, Any], img_dir: str | Path) -> dict[Any, st
     paths = {image['id']: str(folder / image['file_name']) for image in content['images']}
     first = next(iter(paths.values()), None)
     if first is not None and not Path(first).is_file():
-        raise FileNotFoundError(f'{first}: no such file. Is img_dir={str(img_dir)!r} the folder of these annotations?')
+        raise FileNotFoundError(
+            f'{first}: no such file. Is img_dir={str(img_dir)!r} the folder of these annotations?'
+        )
     return paths
 
 
 def checked_sources(
-    sources: Mapping[str, Any] | Sequence[Mapping[str, Any]], needed: Sequence[str], allowed: Sequence[str] = ()
+    sources: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    needed: Sequence[str],
+    allowed: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """One or several sources as dictionaries. ValueError where an entry is missing or unknown."""
     found = [dict(s) for s in ([sources] if isinstance(sources, Mapping) else sources)]
@@ -79,7 +85,9 @@ def check_size(size: int, on_error: str = 'raise') -> None:
     if on_error not in ('raise', 'skip'):
         raise ValueError(f"on_error={on_error!r} is unknown; allowed: 'raise', 'skip'")
     if not isinstance(size, int) or size < 1:
-        raise ValueError(f'size={size!r} does not fit: allowed is a whole number of pixels, at least 1')
+        raise ValueError(
+            f'size={size!r} does not fit: allowed is a whole number of pixels, at least 1'
+        )
 
 
 def read_image(path: str, on_error: str = 'raise') -> np.ndarray | None:
@@ -88,12 +96,16 @@ def read_image(path: str, on_error: str = 'raise') -> np.ndarray | None:
     image = decode(file.read_bytes()) if file.is_file() else None
     if image is None:
         if on_error == 'raise':
-            raise ValueError(f"{path} is not a readable image. Remove it, or set on_error='skip' to leave such images out")
+            raise ValueError(
+                f"{path} is not a readable image. Remove it, or set on_error='skip' to leave such images out"
+            )
         warnings.warn(f'{path} is not a readable image; it is left out', stacklevel=3)
     return image
 
 
-def square_crop(image: np.ndarray, box: Box, context: float = 1.0, shift: Sequence[float] = (0, 0)) -> np.ndarray:
+def square_crop(
+    image: np.ndarray, box: Box, context: float = 1.0, shift: Sequence[float] = (0, 0)
+) -> np.ndarray:
     """A square about a box, ``context`` times its longer side, moved by ``shift`` in that unit.
 
     Where it reaches over the picture's border, the last row or column is repeated.
@@ -112,7 +124,9 @@ def squashed(image: np.ndarray, size: int) -> np.ndarray:
     if image.shape[:2] == (size, size):
         return image
     smaller = min(image.shape[:2]) > size
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+    return cv2.resize(
+        image, (size, size), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    )
 
 
 def as_tensor(image: np.ndarray) -> Tensor:

@@ -9,7 +9,16 @@ from torch.utils.data import Dataset
 
 from mmdiffrep.registry import DATASETS
 
-from .coco import as_tensor, check_size, checked_sources, image_paths, read_coco, read_image, square_crop, squashed
+from .coco import (
+    as_tensor,
+    check_size,
+    checked_sources,
+    image_paths,
+    read_coco,
+    read_image,
+    square_crop,
+    squashed,
+)
 
 
 @DATASETS.register_module()
@@ -57,9 +66,13 @@ class InstanceCrops(Dataset):
             for annotation in content['annotations']:
                 if min(annotation['bbox'][2:]) >= min_side and not annotation.get('iscrowd'):
                     label = self.class_names.index(names[annotation['category_id']])
-                    self.items.append((paths[annotation['image_id']], tuple(annotation['bbox']), label))
+                    self.items.append(
+                        (paths[annotation['image_id']], tuple(annotation['bbox']), label)
+                    )
         if not self.items:
-            raise ValueError(f'sources={sources} hold no object of at least {min_side} × {min_side} pixels')
+            raise ValueError(
+                f'sources={sources} hold no object of at least {min_side} × {min_side} pixels'
+            )
 
     def __len__(self) -> int:
         return len(self.items)

@@ -10,28 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adm import adm_to_diffusers_config
 from .condition import Condition
 from .loading import locate, read_json
-from .model_files import Part, checked_config, folder_part
+from .model_files import checked_config, folder_part
+from .networks import KINDS, Frozen, build_network, load_autoencoder, network_class
 from .pixel_unet import DEFAULT_SCHEDULE, META
 from .schedules import NoiseSchedule, build_schedule
 from .text import TextEncoder
-
-# network -> its folder in a pipeline
-KINDS = {'UNet2DModel': 'unet', 'UNet2DConditionModel': 'unet', 'DiTTransformer2DModel': 'transformer'}
-
-
-class Frozen:
-    """An autoencoder and a text encoder that are not trained: in no checkpoint, shared by copies (an EMA, say)."""
-
-    def __init__(self, vae: nn.Module | None = None, text: TextEncoder | None = None) -> None:
-        self.vae, self.text = vae, text
-        if vae is not None:
-            vae.requires_grad_(False).eval()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Frozen:
-        return self
 
 
 class GenerativeModel(nn.Module):
@@ -58,10 +43,7 @@ class GenerativeModel(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        kind, config = _network_config(network, num_classes)
-        self.network = Part(config).build(_class(kind), seed)
-        if kind == 'DiTTransformer2DModel':
-            _begin_dit(self.network)
+        kind, self.network = build_network(network, num_classes, seed)
         vae = None if autoencoder is None else load_autoencoder(autoencoder)
         text = None if text_encoder is None else TextEncoder.from_source(text_encoder)
         given = dict(schedule or DEFAULT_SCHEDULE)
@@ -91,8 +73,8 @@ class GenerativeModel(nn.Module):
             raise ValueError(f'{str(pretrained)!r} holds a {kind}; allowed: {sorted(KINDS)}')
         model = cls.__new__(cls)
         nn.Module.__init__(model)
-        part = folder_part(folder, checked_config(_class(kind), config))
-        model.network = part.build(_class(kind), 0)  # not on the meta device: some buffers are computed
+        part = folder_part(folder, checked_config(network_class(kind), config))
+        model.network = part.build(network_class(kind), 0)  # not on the meta device: some buffers are computed
         part.fill(model.network, str(pretrained))
         root = source.path
         schedule = root / 'scheduler' / 'scheduler_config.json'
@@ -121,12 +103,15 @@ class GenerativeModel(nn.Module):
                 f'({"images" if frozen.vae is None else "the latents of the autoencoder"}; a learned variance is not trained). '
                 f'Set in_channels={channels}, out_channels={channels}'
             )
-        if self.takes_text and frozen.text is None:
+        if not self.takes_text:
+            return
+        if frozen.text is None:
             raise ValueError('a UNet2DConditionModel is told a text: give text_encoder=… (a folder with text_encoder/ and tokenizer/)')
-        if self.takes_text and frozen.text.width != config.cross_attention_dim:
+        width = frozen.text.width
+        if width != config.cross_attention_dim:
             raise ValueError(
-                f'the text encoder gives tokens of {frozen.text.width} channels, the network takes {config.cross_attention_dim}: set '
-                f'cross_attention_dim={frozen.text.width}'
+                f'the text encoder gives tokens of {width} channels, the network takes {config.cross_attention_dim}: set '
+                f'cross_attention_dim={width}'
             )
 
     # ---- what it is told -----------------------------------------------------------------------------------
@@ -155,6 +140,7 @@ class GenerativeModel(nn.Module):
         if self.takes_text:
             dropped = [False] * batch if drop is None else drop.tolist()
             texts = [''] * batch if prompts is None else ['' if d else p for d, p in zip(dropped, prompts)]
+            assert self.frozen.text is not None
             return Condition(tokens=self.frozen.text(texts).to(device))
         if not self.takes_classes:
             return None
@@ -227,9 +213,8 @@ class GenerativeModel(nn.Module):
         return config.in_channels, height // stride, width // stride
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GenerativeModel:
-        for module in (self.frozen.vae, self.frozen.text and self.frozen.text.model):
-            if module is not None:
-                module._apply(fn)
+        for module in self.frozen.modules():
+            module._apply(fn)
         return super()._apply(fn, recurse)
 
     # ---- saving --------------------------------------------------------------------------------------------
@@ -276,58 +261,5 @@ class GenerativeModel(nn.Module):
             _write_json(folder / META, dict(num_classes=self.num_classes))
 
 
-def load_autoencoder(source: str | Path) -> nn.Module:
-    """An ``AutoencoderKL`` in fp32 from a short name, hub id or folder: its own, or a pipeline's with ``vae/``."""
-    from diffusers import AutoencoderKL
-
-    found = locate(source)
-    folder = found.folder('vae', '') if found.path.is_dir() else None
-    if folder is None or read_json(folder / 'config.json').get('_class_name') != 'AutoencoderKL':
-        raise FileNotFoundError(
-            f'autoencoder={str(source)!r}: {found.path} has no AutoencoderKL (vae/config.json, or config.json). Give a folder as '
-            "diffusers' save_pretrained writes it"
-        )
-    part = folder_part(folder, checked_config(AutoencoderKL, read_json(folder / 'config.json')))
-    vae = part.build(AutoencoderKL, 0)
-    part.fill(vae, str(source))
-    return vae
-
-
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
-
-
-def _class(kind: str) -> type:
-    import diffusers
-
-    return getattr(diffusers, kind)
-
-
-def _network_config(network: Mapping[str, Any], num_classes: int | None) -> tuple[str, dict[str, Any]]:
-    """The network's class and its arguments."""
-    config = dict(network)
-    kind = config.pop('_class_name', 'UNet2DModel')
-    if kind == 'ADM':
-        kind, config = 'UNet2DModel', adm_to_diffusers_config({'out_channels': 3, **config})
-    if kind not in KINDS:
-        raise ValueError(f"network of _class_name={kind!r} cannot be trained; allowed: {sorted(KINDS)} and 'ADM'")
-    if num_classes is not None:
-        if kind == 'UNet2DConditionModel':
-            raise ValueError(f'num_classes={num_classes} for a UNet2DConditionModel: it is told a text. Leave num_classes out')
-        name, count = ('num_class_embeds', num_classes + 1) if kind == 'UNet2DModel' else ('num_embeds_ada_norm', num_classes)
-        if config.setdefault(name, count) != count:
-            raise ValueError(f'{name}={config[name]} does not fit num_classes={num_classes}; allowed: {count}, or leave it out')
-    return kind, config
-
-
-def _begin_dit(network: nn.Module) -> None:
-    """The paper's initial values, which diffusers leaves out: each block begins as the identity, the output as zero.
-
-    Peebles and Xie 2023, section 3.2 (adaLN-Zero).
-    """
-    for block in network.transformer_blocks:  # type: ignore[union-attr]
-        nn.init.zeros_(block.norm1.linear.weight)
-        nn.init.zeros_(block.norm1.linear.bias)
-    for layer in (network.proj_out_1, network.proj_out_2):
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)

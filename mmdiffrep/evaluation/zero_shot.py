@@ -31,15 +31,25 @@ class ZeroShotAccuracy(BaseMetric):
 
     default_prefix = 'zero_shot'
 
-    def __init__(self, class_names: Sequence[str], held_out: Sequence[str] = (), parts: Sequence[str] = (), **kwargs: Any) -> None:
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        held_out: Sequence[str] = (),
+        parts: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         unknown = sorted(set(held_out) - set(class_names))
         if unknown:
-            raise ValueError(f'held_out has {unknown}, which are not among the {len(class_names)} class_names')
+            raise ValueError(
+                f'held_out has {unknown}, which are not among the {len(class_names)} class_names'
+            )
         self.names = [name.split() for name in class_names]
         bad = [' '.join(words) for words in self.names if parts and len(words) != len(parts)]
         if bad:
-            raise ValueError(f'parts={tuple(parts)} names {len(parts)} words, which class names {bad[:3]} have not')
+            raise ValueError(
+                f'parts={tuple(parts)} names {len(parts)} words, which class names {bad[:3]} have not'
+            )
         self.held_out = np.array([name in held_out for name in class_names])
         self.parts = list(parts)
 
@@ -52,7 +62,9 @@ class ZeroShotAccuracy(BaseMetric):
                 )
             scores = sample['scores'].numpy()
             if scores.shape != (len(self.names),):
-                raise ValueError(f'the model gives {scores.shape} scores, the metric has {len(self.names)} class_names')
+                raise ValueError(
+                    f'the model gives {scores.shape} scores, the metric has {len(self.names)} class_names'
+                )
             self.results.append((int(sample['label']), int(scores.argmax())))
 
     def compute_metrics(self, results: list[tuple[int, int]]) -> dict[str, float]:
@@ -67,7 +79,9 @@ class ZeroShotAccuracy(BaseMetric):
                 continue
             metrics[group] = _percent(labels[chosen] == guesses[chosen])
             for part, column in zip(self.parts, words.T):
-                metrics[f'{group}_{part}'] = _percent(column[labels[chosen]] == column[guesses[chosen]])
+                metrics[f'{group}_{part}'] = _percent(
+                    column[labels[chosen]] == column[guesses[chosen]]
+                )
             metrics[f'{group}_images'] = int(chosen.sum())
         return metrics
 

@@ -35,7 +35,9 @@ def build_clip(config: Mapping[str, Any]) -> nn.Module:
     """
     missing = [key for key in ('embed_dim', 'vision_cfg', 'text_cfg') if key not in config]
     if missing:
-        raise ValueError(f"clip config lacks {missing}; it has {sorted(config)}. open_clip.get_model_config('ViT-B-32') is an example")
+        raise ValueError(
+            f"clip config lacks {missing}; it has {sorted(config)}. open_clip.get_model_config('ViT-B-32') is an example"
+        )
     if config['text_cfg'].get('hf_model_name'):
         raise ValueError(
             f"text_cfg has hf_model_name={config['text_cfg']['hf_model_name']!r}: only open_clip's own text transformer is trained "
@@ -84,14 +86,17 @@ def save_clip(
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     # the scale's logarithm is exponentiated: half precision would change all logits by a thousandth
     state = {
-        key: value.to(dtype) if value.is_floating_point() and value.dim() else value for key, value in state.items()
+        key: value.to(dtype) if value.is_floating_point() and value.dim() else value
+        for key, value in state.items()
     }
     state['logit_scale'] = state['logit_scale'].clamp(0, MAX_LOGIT_SCALE)
     save_file(state, str(folder / WEIGHTS), metadata=dict(format='pt'))
     save_tokenizer(tokenizer, folder)
 
 
-def load_clip(name: str | Path, pretrained: str | None = None, device: str | torch.device = 'cpu') -> tuple[nn.Module, Any, Any]:
+def load_clip(
+    name: str | Path, pretrained: str | None = None, device: str | torch.device = 'cpu'
+) -> tuple[nn.Module, Any, Any]:
     """A trained CLIP: (model in eval mode, preprocess, tokenizer), all open_clip's.
 
     ``preprocess(PIL image)`` -> (3, S, S); ``tokenizer(texts)`` -> ids (B, L); ``model.encode_image``, ``model.encode_text``.
@@ -108,7 +113,9 @@ def load_clip(name: str | Path, pretrained: str | None = None, device: str | tor
     package = open_clip()
     if text.startswith('mmdiffrep/') or Path(text).expanduser().is_dir():
         if pretrained is not None:
-            raise ValueError(f'{text!r} has weights of its own: leave pretrained={pretrained!r} out')
+            raise ValueError(
+                f'{text!r} has weights of its own: leave pretrained={pretrained!r} out'
+            )
         source = f'local-dir:{_folder(text)}'
     elif text.startswith('hf-hub:'):
         source = text
@@ -116,7 +123,9 @@ def load_clip(name: str | Path, pretrained: str | None = None, device: str | tor
         _check_tag(package, text, pretrained)
         source = text
     try:
-        model, _, preprocess = package.create_model_and_transforms(source, pretrained=pretrained, device=device)
+        model, _, preprocess = package.create_model_and_transforms(
+            source, pretrained=pretrained, device=device
+        )
         tokenizer = package.get_tokenizer(source)
     except Exception as error:  # open_clip and the hub raise many types of their own
         if source.startswith('local-dir:'):
@@ -145,14 +154,22 @@ def _check_tag(package: Any, name: str, pretrained: str | None) -> None:
 
         near = get_close_matches(name, package.list_models(), 3, 0.4)
         if '/' in name or Path(name).suffix:
-            raise FileNotFoundError(f'CLIP {name!r}: no such folder. Shipped: {_shipped()}; from the hub: hf-hub:org/name')
-        raise ValueError(f'CLIP {name!r} is unknown to open_clip. Nearest: {near}; shipped: {_shipped()}')
+            raise FileNotFoundError(
+                f'CLIP {name!r}: no such folder. Shipped: {_shipped()}; from the hub: hf-hub:org/name'
+            )
+        raise ValueError(
+            f'CLIP {name!r} is unknown to open_clip. Nearest: {near}; shipped: {_shipped()}'
+        )
     tags = package.list_pretrained_tags_by_model(name)
     if pretrained is None:
-        raise ValueError(f'CLIP {name!r} needs weights: give pretrained=FILE or one of its tags {tags}')
+        raise ValueError(
+            f'CLIP {name!r} needs weights: give pretrained=FILE or one of its tags {tags}'
+        )
     if pretrained not in tags and not Path(pretrained).is_file():
         kind = FileNotFoundError if '/' in pretrained or Path(pretrained).suffix else ValueError
-        raise kind(f'pretrained={pretrained!r} is neither a file nor a tag of {name!r}; its tags: {tags}')
+        raise kind(
+            f'pretrained={pretrained!r} is neither a file nor a tag of {name!r}; its tags: {tags}'
+        )
 
 
 def _shipped() -> list[str]:

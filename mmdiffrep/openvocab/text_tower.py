@@ -57,7 +57,9 @@ def clip_text_model(model: nn.Module) -> nn.Module:
     # transformers before release 5 puts 'text_model.' in front
     prefix = 'text_model.' if any(name.startswith('text_model.') for name in wanted) else ''
     state = {prefix + name: value.detach().float().cpu() for name, value in _renamed(tower).items()}
-    text_model.load_state_dict(state | {n: v for n, v in wanted.items() if n.endswith('position_ids')})
+    text_model.load_state_dict(
+        state | {n: v for n, v in wanted.items() if n.endswith('position_ids')}
+    )
     return text_model.eval()
 
 
@@ -88,7 +90,9 @@ def _renamed(tower: Any) -> dict[str, Tensor]:
     for number, block in enumerate(tower.transformer.resblocks):
         for old, new in BLOCK.items():
             for kind in ('weight', 'bias'):
-                state[f'encoder.layers.{number}.{new}.{kind}'] = getattr(block.get_submodule(old), kind)
+                state[f'encoder.layers.{number}.{new}.{kind}'] = getattr(
+                    block.get_submodule(old), kind
+                )
         for kind in ('weight', 'bias'):
             parts = getattr(block.attn, f'in_proj_{kind}').chunk(3)
             for letter, part in zip('qkv', parts):
@@ -100,7 +104,9 @@ def _check(tower: Any) -> None:
     """ValueError for what ``CLIPTextModel`` cannot do."""
     problems = []
     if not hasattr(tower, 'token_embedding'):
-        raise ValueError(f"{type(tower).__name__} is not open_clip's own text transformer, so that it cannot be converted")
+        raise ValueError(
+            f"{type(tower).__name__} is not open_clip's own text transformer, so that it cannot be converted"
+        )
     if tower.attn_mask is None:
         problems.append('no_causal_mask=True')
     if getattr(tower, 'cls_emb', None) is not None:
@@ -108,7 +114,10 @@ def _check(tower: Any) -> None:
     pool = _pool_type(tower)
     if pool not in ('argmax', 'eos'):
         problems.append(f'pool_type={pool!r}')
-    known = {f'{old}.{kind}' for old in BLOCK for kind in ('weight', 'bias')} | {'attn.in_proj_weight', 'attn.in_proj_bias'}
+    known = {f'{old}.{kind}' for old in BLOCK for kind in ('weight', 'bias')} | {
+        'attn.in_proj_weight',
+        'attn.in_proj_bias',
+    }
     extra = set(tower.transformer.resblocks[0].state_dict()) - known
     if extra:
         problems.append(f'blocks with {sorted(extra)}')
@@ -130,7 +139,9 @@ def _end_of_text(tower: Any, vocabulary: int) -> int:
     end = getattr(tower, 'text_eos_id', None)
     end = tower.eos_id if end is None else end
     if end == 2:
-        raise ValueError("pool_type='eos' with eos_id=2, which transformers takes for pool_type='argmax': set the tokenizer's own eos_id")
+        raise ValueError(
+            "pool_type='eos' with eos_id=2, which transformers takes for pool_type='argmax': set the tokenizer's own eos_id"
+        )
     return end
 
 
@@ -139,7 +150,9 @@ def _activation(module: nn.Module) -> str:
         return 'quick_gelu'
     if isinstance(module, nn.GELU):
         return 'gelu' if module.approximate == 'none' else 'gelu_pytorch_tanh'
-    raise ValueError(f"transformers' CLIPTextModel is not given the activation {module}; allowed: GELU, QuickGELU")
+    raise ValueError(
+        f"transformers' CLIPTextModel is not given the activation {module}; allowed: GELU, QuickGELU"
+    )
 
 
 def _projection(tower: Any, width: int) -> int:

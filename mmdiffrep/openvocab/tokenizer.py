@@ -25,7 +25,9 @@ def open_clip() -> Any:
     try:
         import open_clip as package
     except ImportError as error:
-        raise ImportError(f"CLIP models need open_clip: pip install 'mmdiffrep[openvocab]' ({error})") from error
+        raise ImportError(
+            f"CLIP models need open_clip: pip install 'mmdiffrep[openvocab]' ({error})"
+        ) from error
     return package
 
 
@@ -44,7 +46,9 @@ def cut_merges(texts: Sequence[str]) -> list[Merge]:
         ValueError: the texts are one string, or none.
     """
     if isinstance(texts, str) or not texts:
-        raise ValueError(f'texts={texts!r}: give a list of texts whose words the vocabulary shall hold')
+        raise ValueError(
+            f'texts={texts!r}: give a list of texts whose words the vocabulary shall hold'
+        )
     tokenizer = _whole_tokenizer()
     ranks = {merge: rank for rank, merge in enumerate(clip_merges())}
     words = {word for text in texts for word in tokenizer.pat.findall(tokenizer.clean_fn(text))}
@@ -92,12 +96,16 @@ def build_tokenizer(texts: Sequence[str] | None = None, context_length: int = 77
     from transformers import CLIPTokenizer
 
     if context_length < 3:
-        raise ValueError(f'context_length={context_length} does not fit; allowed: at least 3 (start, one token, end)')
+        raise ValueError(
+            f'context_length={context_length} does not fit; allowed: at least 3 (start, one token, end)'
+        )
     merges = list(clip_merges()) if texts is None else cut_merges(texts)
     letters = list(open_clip().tokenizer.bytes_to_unicode().values())
     entries = [*letters, *(c + END_OF_WORD for c in letters), *map(''.join, merges), START, END]
     tokenizer = CLIPTokenizer(
-        vocab={entry: number for number, entry in enumerate(entries)}, merges=merges, model_max_length=context_length
+        vocab={entry: number for number, entry in enumerate(entries)},
+        merges=merges,
+        model_max_length=context_length,
     )
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)

@@ -29,12 +29,19 @@ class SaveClipHook(Hook):
     priority = 'LOW'
 
     def __init__(
-        self, interval: int = -1, out_dir: str = 'open_clip', name: str = 'clip', dtype: str = 'fp32', description: str = ''
+        self,
+        interval: int = -1,
+        out_dir: str = 'open_clip',
+        name: str = 'clip',
+        dtype: str = 'fp32',
+        description: str = '',
     ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r} is unknown; allowed: 'fp32', 'fp16'")
         if name != Path(name).name or not name or name == 'open_clip_config':
-            raise ValueError(f"name={name!r} does not fit; allowed: a file's name without folders, e.g. 'toy-clip'")
+            raise ValueError(
+                f"name={name!r} does not fit; allowed: a file's name without folders, e.g. 'toy-clip'"
+            )
         self.interval, self.out_dir, self.name = interval, out_dir, name
         self.dtype, self.description = dtype, description
 
@@ -51,7 +58,9 @@ class SaveClipHook(Hook):
         model = averaged_model(runner)
         target = Path(runner.work_dir) / self.out_dir
         tags = ['clip', 'zero-shot-image-classification']
-        text = model_card(runner, steps, self.description, model.card(), 'open_clip', tags, self.dtype)
+        text = model_card(
+            runner, steps, self.description, model.card(), 'open_clip', tags, self.dtype
+        )
 
         def write(folder: Path) -> None:
             model.save_open_clip(folder, self.name, DTYPES[self.dtype])

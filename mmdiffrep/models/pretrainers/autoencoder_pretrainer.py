@@ -10,8 +10,8 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor
 
-from mmdiffrep.diffusion.generative import load_autoencoder
 from mmdiffrep.diffusion.model_files import Part
+from mmdiffrep.diffusion.networks import load_autoencoder
 from mmdiffrep.registry import MODELS
 
 

@@ -89,7 +89,9 @@ class ClipPretrainer(BaseModel):
         if mode == 'tensor':
             return images, texts
         if texts is None:
-            raise ValueError("mode='loss' needs captions: use a data set that gives them, such as mmdiffrep.ImageCaptions")
+            raise ValueError(
+                "mode='loss' needs captions: use a data set that gives them, such as mmdiffrep.ImageCaptions"
+            )
         with torch.no_grad():  # open_clip clamps after each step; before the next is the same, and is reached under DDP too
             self.clip.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
         scale = self.clip.logit_scale.exp()
@@ -101,7 +103,9 @@ class ClipPretrainer(BaseModel):
         size = self.clip.visual.image_size
         return (size, size) if isinstance(size, int) else tuple(size)
 
-    def _embed(self, inputs: Tensor, captions: Sequence[str] | None) -> tuple[Tensor, Tensor | None]:
+    def _embed(
+        self, inputs: Tensor, captions: Sequence[str] | None
+    ) -> tuple[Tensor, Tensor | None]:
         images = self.clip.encode_image(inputs, normalize=True)
         if captions is None:
             return images, None
@@ -109,7 +113,9 @@ class ClipPretrainer(BaseModel):
         return images, self.clip.encode_text(ids, normalize=True)
 
     @torch.no_grad()
-    def _predict(self, inputs: Tensor, captions: Sequence[str] | None, labels: Tensor | None) -> list[dict[str, Tensor]]:
+    def _predict(
+        self, inputs: Tensor, captions: Sequence[str] | None, labels: Tensor | None
+    ) -> list[dict[str, Tensor]]:
         images, texts = self._embed(inputs, captions)
         found = dict(embedding=images)
         if texts is not None:
@@ -123,13 +129,19 @@ class ClipPretrainer(BaseModel):
     def text_classifier(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
         """Unit vectors (K, D): the mean over templates of each name's embeddings."""
         weights = open_clip().build_zero_shot_classifier(
-            self.clip, self.tokenizer, list(class_names), list(templates), device=next(self.clip.parameters()).device
+            self.clip,
+            self.tokenizer,
+            list(class_names),
+            list(templates),
+            device=next(self.clip.parameters()).device,
         )
         return F.normalize(weights.T, dim=-1)
 
     def save_open_clip(self, folder: str | Path, name: str, dtype: torch.dtype) -> None:
         """A folder in open_clip's format."""
-        mean, std = (getattr(self.data_preprocessor, key).flatten() / 255 for key in ('mean', 'std'))
+        mean, std = (
+            getattr(self.data_preprocessor, key).flatten() / 255 for key in ('mean', 'std')
+        )
         preprocess = dict(
             mean=[round(x, 8) for x in mean.tolist()], std=[round(x, 8) for x in std.tolist()],
             resize_mode='squash',  # whole pictures, as in training
@@ -139,7 +151,9 @@ class ClipPretrainer(BaseModel):
     def card(self) -> list[str]:
         """Lines of a model card."""
         image, text = self.clip.visual, self.clip.transformer
-        sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (self.clip, image, text)]
+        sizes = [
+            sum(p.numel() for p in part.parameters()) / 1e6 for part in (self.clip, image, text)
+        ]
         return [
             f'- network: open_clip {type(self.clip).__name__}, {sizes[0]:.2f}M parameters: images {sizes[1]:.2f}M at '
             f'{self.image_size[0]}×{self.image_size[1]}, text transformer {sizes[2]:.2f}M',
@@ -149,10 +163,14 @@ class ClipPretrainer(BaseModel):
 
 def _check_templates(class_names: Sequence[str] | None, templates: Sequence[str]) -> None:
     if isinstance(class_names, str) or (class_names is not None and not class_names):
-        raise ValueError(f'class_names={class_names!r} does not fit; allowed: a list of names, or None')
+        raise ValueError(
+            f'class_names={class_names!r} does not fit; allowed: a list of names, or None'
+        )
     bad = [template for template in templates if '{}' not in template]
     if isinstance(templates, str) or bad or not templates:
-        raise ValueError(f"templates={templates!r} does not fit; allowed: a list of sentences with '{{}}' where the name belongs")
+        raise ValueError(
+            f"templates={templates!r} does not fit; allowed: a list of sentences with '{{}}' where the name belongs"
+        )
 
 
 def _with_vocabulary(clip: Mapping[str, Any], size: int) -> dict[str, Any]:
@@ -161,5 +179,7 @@ def _with_vocabulary(clip: Mapping[str, Any], size: int) -> dict[str, Any]:
     text = config.setdefault('text_cfg', {})
     for key, value in dict(vocab_size=size, eos_id=size - 1, pool_type='eos').items():
         if text.setdefault(key, value) != value:
-            raise ValueError(f'text_cfg has {key}={text[key]!r}, but the vocabulary needs {value!r}: leave it out')
+            raise ValueError(
+                f'text_cfg has {key}={text[key]!r}, but the vocabulary needs {value!r}: leave it out'
+            )
     return config
