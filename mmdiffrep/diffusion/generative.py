@@ -190,6 +190,11 @@ class GenerativeModel(nn.Module):
             return x0
         return vae.decode(x0.to(next(vae.parameters()).dtype) / vae.config.scaling_factor).sample
 
+    @property
+    def stride(self) -> int:
+        """Image pixels per value of x0."""
+        return 1 if self.frozen.vae is None else 2 ** (len(self.frozen.vae.config.block_out_channels) - 1)
+
     def sample_shape(self, size: int | tuple[int, int] | None = None) -> tuple[int, int, int]:
         """(C, h, w) of x0 for images of ``size`` (H, W); default: what the network was made for.
 
@@ -197,7 +202,7 @@ class GenerativeModel(nn.Module):
             ValueError: a size that the network cannot give.
         """
         config = self.network.config
-        stride = 1 if self.frozen.vae is None else 2 ** (len(self.frozen.vae.config.block_out_channels) - 1)
+        stride = self.stride
         if size is None:
             size = (config.sample_size or 64) if isinstance(config.sample_size, (int, type(None))) else tuple(config.sample_size)
             height, width = (size, size) if isinstance(size, int) else size

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mmdiffrep.diffusion.session import TapSession
+from mmdiffrep.diffusion.taps import Tap
 
 
 def linear_probe(
@@ -49,3 +54,20 @@ def linear_probe(
                 schedule.step()
     with torch.no_grad():
         return 100 * (layer(x_val).argmax(1) == val_labels).float().mean().item()
+
+
+@torch.no_grad()
+def pooled_features(model: Any, images: Tensor, t: float, taps: Sequence[str]) -> dict[str, Tensor]:
+    """Global average of each tap's map, (B, C) fp32, of images (B, 3, H, W) in [-1, 1] noised to ``t``; told nothing."""
+    was_training = model.training
+    model.eval()
+    session = TapSession(model.network, [Tap.parse(tap) for tap in taps])
+    try:
+        x0 = model.encode(images)
+        times = torch.full((len(images),), t, device=images.device)
+        x_t = model.schedule.add_noise(x0, torch.randn(x0.shape).to(x0), times)
+        with session():  # ends the pass behind the last tap
+            model(x_t, times, model.condition(len(images)))
+    finally:
+        model.train(was_training)
+    return {tap: session.captured[Tap.parse(tap)].float().flatten(2).mean(2) for tap in taps}

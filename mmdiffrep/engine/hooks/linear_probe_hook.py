@@ -11,10 +11,9 @@ from mmengine.hooks import Hook
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mmdiffrep.diffusion.session import TapSession
 from mmdiffrep.diffusion.taps import Tap, check_tap
 from mmdiffrep.engine.saving import averaged_model
-from mmdiffrep.evaluation.linear_probe import linear_probe
+from mmdiffrep.evaluation.linear_probe import linear_probe, pooled_features
 from mmdiffrep.registry import DATASETS, HOOKS
 
 
@@ -96,20 +95,3 @@ class LinearProbeHook(Hook):
                 maps[tap].append(value.cpu())
             labels.append(batch['label'])
         return {tap: torch.cat(values) for tap, values in maps.items()}, torch.cat(labels)
-
-
-@torch.no_grad()
-def pooled_features(model: Any, images: Tensor, t: float, taps: Sequence[str]) -> dict[str, Tensor]:
-    """Global average of each tap's map, (B, C) fp32, of images (B, 3, H, W) in [-1, 1] noised to ``t``; told nothing."""
-    was_training = model.training
-    model.eval()
-    session = TapSession(model.network, [Tap.parse(tap) for tap in taps])
-    try:
-        x0 = model.encode(images)
-        times = torch.full((len(images),), t, device=images.device)
-        x_t = model.schedule.add_noise(x0, torch.randn(x0.shape).to(x0), times)
-        with session():  # ends the pass behind the last tap
-            model(x_t, times, model.condition(len(images)))
-    finally:
-        model.train(was_training)
-    return {tap: session.captured[Tap.parse(tap)].float().flatten(2).mean(2) for tap in taps}
