@@ -59,7 +59,7 @@ def test_loss_is_the_slow_one(scale):
     model = pretrainer()
     model.clip.logit_scale.data.fill_(math.log(scale))
     inputs = torch.randn(5, 3, 16, 16)
-    captions = ['a red disc', 'a blue star', 'sand', 'a green ring', 'a blue star and sand']
+    captions = ['a red disc', 'a blue star', 'sand', 'a blue star', 'a blue star and sand']  # one twice
     found = model(inputs, captions, mode='loss')
     with torch.no_grad():
         images = model.clip.encode_image(inputs)

@@ -80,6 +80,8 @@ def save_clip(
     config = plain(config)
     # '.' is this folder, where get_tokenizer('local-dir:FOLDER') looks whatever stands here
     config['text_cfg']['hf_tokenizer_name'] = '.'
+    # of training; open_clip gives models in training mode, and its own configs leave it to force_patch_dropout
+    config['vision_cfg'].pop('patch_dropout', None)
     full = dict(model_cfg=config, preprocess_cfg=dict(preprocess or {}))
     (folder / CONFIG).write_text(json.dumps(full, indent=1), encoding='utf-8')
     (folder / f'{name}.json').write_text(json.dumps(config, indent=1), encoding='utf-8')

@@ -109,8 +109,11 @@ class ClipPretrainer(BaseModel):
         images = self.clip.encode_image(inputs, normalize=True)
         if captions is None:
             return images, None
-        ids = self.tokenizer(list(captions)).to(inputs.device)
-        return images, self.clip.encode_text(ids, normalize=True)
+        # short captions repeat within a batch, and need to be read only once
+        places = {caption: k for k, caption in enumerate(dict.fromkeys(captions))}
+        ids = self.tokenizer(list(places)).to(inputs.device)
+        texts = self.clip.encode_text(ids, normalize=True)
+        return images, texts[[places[caption] for caption in captions]]
 
     @torch.no_grad()
     def _predict(
