@@ -59,7 +59,13 @@ def test_loss_is_the_slow_one(scale):
     model = pretrainer()
     model.clip.logit_scale.data.fill_(math.log(scale))
     inputs = torch.randn(5, 3, 16, 16)
-    captions = ['a red disc', 'a blue star', 'sand', 'a blue star', 'a blue star and sand']  # one twice
+    captions = [
+        'a red disc',
+        'a blue star',
+        'sand',
+        'a blue star',
+        'a blue star and sand',
+    ]  # one twice
     found = model(inputs, captions, mode='loss')
     with torch.no_grad():
         images = model.clip.encode_image(inputs)
@@ -354,6 +360,17 @@ def test_data_errors(scenes, tmp_path):
         ValueError, match='36 categories that are not among the 1 class_names|35 categories'
     ):
         InstanceCrops(instances(scenes, 'val'), 8, ['red disc'])
+    with pytest.raises(ValueError, match='repeat=0 does not fit: allowed is a whole number'):
+        ImageCaptions(dict(good, repeat=0), 8)
+    with pytest.raises(ValueError, match="region_templates='{name}' does not fit; allowed: a list"):
+        ImageCaptions(
+            dict(good, regions=instances(scenes, 'train')['ann_file']), 8, region_templates='{name}'
+        )
+    nameless = json.loads((scenes / 'annotations/instances_val.json').read_text())
+    nameless['annotations'][0].pop('category_id')
+    (tmp_path / 'nameless.json').write_text(json.dumps(nameless))
+    with pytest.raises(ValueError, match='has bbox=.* and category_id=None; needed is a box'):
+        InstanceCrops(dict(instances(scenes, 'val'), ann_file=str(tmp_path / 'nameless.json')), 8)
     broken = tmp_path / 'broken.json'
     broken.write_text('{')
     with pytest.raises(ValueError, match='broken.json is not valid JSON'):

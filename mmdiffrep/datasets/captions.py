@@ -22,6 +22,7 @@ from .coco import (
     image_paths,
     read_coco,
     read_image,
+    read_objects,
     square_crop,
     squashed,
 )
@@ -79,7 +80,12 @@ class ImageCaptions(Dataset):
         self.on_error, self.random = on_error, random
         self.items: list[Captioned] = []
         for source in checked_sources(sources, ('ann_file', 'img_dir'), ('regions', 'repeat')):
-            self.items += _pictures(source) * source.get('repeat', 1)
+            repeat = source.get('repeat', 1)
+            if not isinstance(repeat, int) or repeat < 1:
+                raise ValueError(
+                    f'repeat={repeat!r} does not fit: allowed is a whole number, at least 1'
+                )
+            self.items += _pictures(source) * repeat
             if source.get('regions') is not None:
                 self.items += _regions(source, region_templates, min_side)
         if not self.items:
@@ -127,17 +133,13 @@ def _pictures(source: Mapping[str, Any]) -> list[Captioned]:
 
 
 def _regions(source: Mapping[str, Any], templates: Sequence[str], min_side: int) -> list[Captioned]:
-    content = read_coco(source['regions'], 'categories')
-    paths = image_paths(content, source['img_dir'])
-    names = {category['id']: category['name'] for category in content['categories']}
-    found = []
-    for annotation in content['annotations']:
-        if min(annotation['bbox'][2:]) < min_side or annotation.get('iscrowd'):
-            continue
-        words = dict(annotation.get('attributes', {}), name=names[annotation['category_id']])
-        captions = [_filled(template, words) for template in templates]
-        found.append(Captioned(paths[annotation['image_id']], captions, tuple(annotation['bbox'])))
-    return found
+    if isinstance(templates, str) or not templates:
+        raise ValueError(f'region_templates={templates!r} does not fit; allowed: a list of texts')
+    _, objects = read_objects(source['regions'], source['img_dir'], min_side)
+    return [
+        Captioned(o.path, [_filled(t, {**o.attributes, 'name': o.name}) for t in templates], o.box)
+        for o in objects
+    ]
 
 
 def _filled(template: str, words: Mapping[str, str]) -> str:

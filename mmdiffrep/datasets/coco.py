@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,10 @@ def read_coco(ann_file: str | Path, *keys: str) -> dict[str, Any]:
             f'{ann_file} lacks {missing}: a COCO file with the lists {list(needed)} is needed'
         )
     known = {image['id'] for image in content['images']}
-    lost = next((a for a in content['annotations'] if a['image_id'] not in known), None)
+    lost = next((a for a in content['annotations'] if a.get('image_id') not in known), None)
     if lost is not None:
         raise ValueError(
-            f'{ann_file}: an annotation belongs to image {lost["image_id"]!r}, which is not among its {len(known)} images'
+            f'{ann_file}: an annotation belongs to image {lost.get("image_id")!r}, which is not among its {len(known)} images'
         )
     return content
 
@@ -59,6 +60,41 @@ def image_paths(content: Mapping[str, Any], img_dir: str | Path) -> dict[Any, st
             f'{first}: no such file. Is img_dir={str(img_dir)!r} the folder of these annotations?'
         )
     return paths
+
+
+@dataclass
+class Object:
+    """One annotation of an instances file."""
+
+    path: str
+    box: Box
+    name: str  # its category
+    attributes: dict[str, str]
+
+
+def read_objects(
+    ann_file: str | Path, img_dir: str | Path, min_side: int
+) -> tuple[list[str], list[Object]]:
+    """The categories' names, and the objects whose box is at least ``min_side`` pixels wide and high; no crowds.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_coco`, or an annotation without a box or of an unknown category.
+    """
+    content = read_coco(ann_file, 'categories')
+    paths = image_paths(content, img_dir)
+    names = {category['id']: category['name'] for category in content['categories']}
+    found = []
+    for annotation in content['annotations']:
+        box, name = annotation.get('bbox'), names.get(annotation.get('category_id'))
+        if box is None or name is None:
+            raise ValueError(
+                f'{ann_file}: annotation {annotation.get("id")} has bbox={box} and category_id={annotation.get("category_id")}; '
+                f'needed is a box (x, y, width, height) and one of the {len(names)} categories'
+            )
+        if min(box[2:]) >= min_side and not annotation.get('iscrowd'):
+            path = paths[annotation['image_id']]
+            found.append(Object(path, tuple(box), name, annotation.get('attributes', {})))
+    return list(names.values()), found
 
 
 def checked_sources(

@@ -10,12 +10,12 @@ from torch.utils.data import Dataset
 from mmdiffrep.registry import DATASETS
 
 from .coco import (
+    Box,
     as_tensor,
     check_size,
     checked_sources,
-    image_paths,
-    read_coco,
     read_image,
+    read_objects,
     square_crop,
     squashed,
 )
@@ -51,24 +51,17 @@ class InstanceCrops(Dataset):
             raise ValueError(f'context={context!r} does not fit; allowed: above 0')
         self.size, self.context = size, context
         self.class_names = None if class_names is None else list(class_names)
-        self.items: list[tuple[str, tuple[float, ...], int]] = []  # path, box, label
+        self.items: list[tuple[str, Box, int]] = []  # path, box, label
         for source in checked_sources(sources, ('ann_file', 'img_dir')):
-            content = read_coco(source['ann_file'], 'categories')
-            paths = image_paths(content, source['img_dir'])
-            names = {category['id']: category['name'] for category in content['categories']}
-            self.class_names = self.class_names or list(names.values())
-            unknown = sorted(set(names.values()) - set(self.class_names))
+            names, objects = read_objects(source['ann_file'], source['img_dir'], min_side)
+            self.class_names = self.class_names or names
+            unknown = sorted(set(names) - set(self.class_names))
             if unknown:
                 raise ValueError(
                     f'{source["ann_file"]} has {len(unknown)} categories that are not among the {len(self.class_names)} class_names, '
                     f'for example {unknown[:3]}'
                 )
-            for annotation in content['annotations']:
-                if min(annotation['bbox'][2:]) >= min_side and not annotation.get('iscrowd'):
-                    label = self.class_names.index(names[annotation['category_id']])
-                    self.items.append(
-                        (paths[annotation['image_id']], tuple(annotation['bbox']), label)
-                    )
+            self.items += [(o.path, o.box, self.class_names.index(o.name)) for o in objects]
         if not self.items:
             raise ValueError(
                 f'sources={sources} hold no object of at least {min_side} × {min_side} pixels'
