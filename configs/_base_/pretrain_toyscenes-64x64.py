@@ -1,4 +1,4 @@
-# Crops of 64×64 from scenes of 128×128. python tools/make_toyscenes.py data/toyscenes-pretrain --train 16000 --val 500 --val-heldout 0 --pairs 0
+# Crops of 64×64 from scenes of 128×128. python tools/make_toyscenes.py data/toyscenes-pretrain --train 16000 --val 500 --val-heldout 0 --pairs 0 --seed 1
 _base_ = ['pretrain_small.py']
 train_dataloader = dict(
     dataset=dict(

@@ -1,4 +1,4 @@
-# The shipped mmdiffrep/toy-unet. Data: python tools/make_toyscenes.py data/toyscenes-pretrain --train 16000 --val 0 --val-heldout 0 --pairs 0 --size 64
+# First stage of the shipped mmdiffrep/toy-unet, on scenes of 64×64. Data: python tools/make_toyscenes.py data/toyscenes-pretrain-64 --train 16000 --val 0 --val-heldout 0 --pairs 0 --size 64
 _base_ = ['../_base_/pretrain_runtime.py']
 
 model = dict(
@@ -19,7 +19,7 @@ train_dataloader = dict(
     persistent_workers=False,
     dataset=dict(
         type='mmdiffrep.ImageFolder',
-        sources=['data/toyscenes-pretrain/images/train'],
+        sources=['data/toyscenes-pretrain-64/images/train'],
         size=64,
     )
 )

@@ -2,6 +2,7 @@
 _base_ = ['camvid-240x240.py']
 crop_size = (180, 240)
 train_dataloader = dict(
+    batch_size=2,
     dataset=dict(
         pipeline=[
             dict(type='LoadImageFromFile'),

@@ -28,6 +28,7 @@ class AutoencoderPretrainer(BaseModel):
         autoencoder: arguments of diffusers' ``AutoencoderKL``, or ``dict(pretrained=…)``.
         kl_weight: of the divergence, per latent value.
         gradient_weight: of the mean absolute error of the picture's horizontal and vertical differences, which keeps edges sharp.
+        channels_last: speed on an accelerator.
         data_preprocessor: must bring images to [-1, 1]; the default does, from mmcv's BGR.
     """
 
@@ -38,6 +39,7 @@ class AutoencoderPretrainer(BaseModel):
         autoencoder: Mapping[str, Any],
         kl_weight: float = 1e-4,
         gradient_weight: float = 0.0,
+        channels_last: bool = False,
         data_preprocessor: Mapping[str, Any] | None = None,
         seed: int = 0,
         init_cfg: dict | None = None,
@@ -55,6 +57,8 @@ class AutoencoderPretrainer(BaseModel):
         else:
             self.vae = Part(dict(autoencoder)).build(AutoencoderKL, seed)
         self.vae.requires_grad_(True).train()
+        if channels_last:
+            self.vae.to(memory_format=torch.channels_last)
         self.kl_weight, self.gradient_weight = kl_weight, gradient_weight
         # the mean square of the latents, an exponential average with a memory of 100 steps
         self.register_buffer('latent_square', torch.tensor(1.0 / self.vae.config.scaling_factor**2))
