@@ -117,8 +117,10 @@ def test_texts_are_drawn_as_by_diffusers(vae, text, tmp_path):
         torch.testing.assert_close(denoiser.run(x, t, None), again(x, t, again.condition(1, prompts=['a red star'])))
 
 
-def test_classes_are_drawn_as_by_diffusers(vae, tmp_path):
-    model = build(DIT, autoencoder=vae)
+@pytest.mark.parametrize('out_channels', [4, 8])
+def test_classes_are_drawn_as_by_diffusers(vae, tmp_path, out_channels):
+    """With 8 channels a learned variance stands beside the noise, as in the published networks."""
+    model = build(dict(DIT, out_channels=out_channels), autoencoder=vae)
     model.save(tmp_path / 'saved')
     pipeline = DiTPipeline.from_pretrained(tmp_path / 'saved')
     # its own draws DDPM's noise without the generator

@@ -134,7 +134,7 @@ def test_images_reach_the_network_as_rgb_between_minus_1_and_1(monkeypatch):
 def test_errors_by_message():
     with pytest.raises(ValueError, match="loss_on='noise' is unknown; allowed: .'epsilon'"):
         pretrainer(loss_on='noise')
-    with pytest.raises(ValueError, match='3 channels in and 6 out; allowed: 3 and 3'):
+    with pytest.raises(ValueError, match='3 channels in and 6 out: a learned variance is not trained. Set out_channels=3'):
         DenoisingPretrainer(network=dict(TINY, out_channels=6))
     with pytest.raises(ValueError, match="dtype='fp8' is unknown; allowed: 'fp32', 'fp16'"):
         SaveDiffusersHook(dtype='fp8')

@@ -97,10 +97,12 @@ class GenerativeModel(nn.Module):
         else:
             self.null_class = self.num_classes
         channels = 3 if frozen.vae is None else frozen.vae.config.latent_channels
-        if (config.in_channels, config.out_channels or config.in_channels) != (channels, channels):
+        out = config.out_channels or config.in_channels
+        self.learns_variance = out == 2 * channels  # of ADM and DiT as published: beside the prediction stands a variance
+        if config.in_channels != channels or not (out == channels or self.learns_variance):
             raise ValueError(
-                f'the network has {config.in_channels} channels in and {config.out_channels} out; allowed: {channels} and {channels} '
-                f'({"images" if frozen.vae is None else "the latents of the autoencoder"}; a learned variance is not trained). '
+                f'the network has {config.in_channels} channels in and {out} out; allowed: {channels} and {channels} '
+                f'({"images" if frozen.vae is None else "the latents of the autoencoder"}). '
                 f'Set in_channels={channels}, out_channels={channels}'
             )
         if not self.takes_text:
@@ -160,6 +162,10 @@ class GenerativeModel(nn.Module):
 
     def call(self, network: Callable[..., Any], x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """:meth:`forward` through ``network``: the model's own, or a compiled one of the same weights."""
+        output = self._call(network, x_t, t, condition)
+        return output.chunk(2, 1)[0] if self.learns_variance else output
+
+    def _call(self, network: Callable[..., Any], x_t: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
         x = self.schedule.network_input(x_t, t)
         time = self.schedule.network_time(t)
         if self.kind == 'UNet2DConditionModel':

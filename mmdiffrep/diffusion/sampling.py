@@ -107,6 +107,8 @@ def _with_scheduler(
     import diffusers
 
     config = {key: value for key, value in schedule.to_config().items() if not key.startswith('_')}
+    if str(config.get('variance_type', '')).startswith('learned'):
+        config['variance_type'] = 'fixed_small'  # the learned one is not used
     scheduler = getattr(diffusers, name).from_config(config)
     if steps > scheduler.config.num_train_timesteps:
         raise ValueError(f'steps={steps} does not fit; allowed: 1 to {scheduler.config.num_train_timesteps}, the steps of its training')

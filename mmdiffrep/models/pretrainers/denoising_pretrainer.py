@@ -68,6 +68,12 @@ class DenoisingPretrainer(BaseModel):
             self.model = GenerativeModel.load(network['pretrained'])
         else:
             self.model = GenerativeModel(network, schedule, autoencoder, text_encoder, num_classes, seed)
+        if self.model.learns_variance:
+            channels = self.model.network.config.in_channels
+            raise ValueError(
+                f'the network has {channels} channels in and {2 * channels} out: a learned variance is not trained. Set '
+                f'out_channels={channels}'
+            )
         self.model.network.requires_grad_(True).train()
         self.objective = Objective(self.model.schedule, loss_on, timestep_power, min_snr_gamma)
         self.drop_condition = drop_condition

@@ -11,6 +11,6 @@ train_dataloader = dict(
         ],
     )
 )
-max_iters = 5000
+max_iters = 4500
 train_cfg = dict(max_iters=max_iters)
 param_scheduler = [dict(type='LinearLR', start_factor=1e-2, by_epoch=False, begin=0, end=100)]
