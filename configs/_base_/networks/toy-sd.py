@@ -10,5 +10,5 @@ network = dict(
     up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D', 'CrossAttnUpBlock2D'),
     norm_num_groups=16,
     attention_head_dim=4,
-    cross_attention_dim=128,
+    cross_attention_dim=96,
 )
