@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.hooks import EMAHook
+from mmengine.dist import master_only
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16)
@@ -63,3 +64,47 @@ def model_card(
         f'torch {torch.__version__}',
     ]  # fmt: skip
     return '\n'.join(text) + '\n'
+
+
+class SaveHook(Hook):
+    """At the end of training, and every ``interval`` iterations, writes the (EMA) model as ``<work_dir>/<out_dir>`` with a card.
+
+    Args:
+        dtype: ``'fp32'`` or ``'fp16'`` weights.
+        description: what the model is, its data and the data's terms: the first lines of the card.
+    """
+
+    priority = 'LOW'
+    library = ''  # that loads the folder
+    tags: tuple[str, ...] = ()
+
+    def __init__(self, interval: int = -1, out_dir: str = 'saved', dtype: str = 'fp32', description: str = '') -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype!r} is unknown; allowed: 'fp32', 'fp16'")
+        self.interval, self.out_dir, self.description = interval, out_dir, description
+        self.dtype = dtype
+
+    def write(self, model: Any, folder: Path) -> None:
+        """Write the model's files into a new folder."""
+        raise TypeError(f'{type(self).__name__} must define write')
+
+    def after_train_iter(self, runner: Any, *_: Any, **__: Any) -> None:
+        if self.every_n_train_iters(runner, self.interval):
+            self.save(runner, runner.iter + 1)  # the loop counts after its hooks
+
+    def after_train(self, runner: Any) -> None:
+        self.save(runner, runner.iter)
+
+    @master_only
+    def save(self, runner: Any, steps: int) -> None:
+        """The folder appears complete or not at all; an older one goes when the new one is written."""
+        model = averaged_model(runner)
+        target = Path(runner.work_dir) / self.out_dir
+        text = model_card(runner, steps, self.description, model.card(), self.library, self.tags, self.dtype)
+
+        def write(folder: Path) -> None:
+            self.write(model, folder)
+            (folder / 'README.md').write_text(text, encoding='utf-8')
+
+        replace_folder(target, write)
+        runner.logger.info(f'Saved the model for {self.library}: {target}')
