@@ -24,7 +24,8 @@ custom_hooks = [
     dict(type='EMAHook', ema_type='MomentumAnnealingEMA', momentum=0.005, gamma=10),
     dict(
         type='mmdiffrep.SaveClipHook', interval=450, name='toy-clip', dtype='fp16',
-        description='A small CLIP of captioned ToyScenes pictures and crops (drawn by this project; Apache-2.0).',
+        description='A small CLIP of captioned ToyScenes pictures and crops (drawn by this project; Apache-2.0). Data: '
+        '`make_toyscenes.py data/toyscenes-captions --train 6000 --val 400 --val-heldout 400 --pairs 0 --size 128`, seed 0.',
     ),
     dict(type='mmdiffrep.RandomStateHook'),
 ]
