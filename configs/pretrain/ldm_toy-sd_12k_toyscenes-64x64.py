@@ -1,5 +1,5 @@
-# The shipped mmdiffrep/toy-sd. Its autoencoder and text encoder are those of the folder named here: to make them anew, train
-# vae_toy-vae_6k_toyscenes-64x64.py and configs/clip first, and name their folders.
+# Text to image in the latents of an autoencoder, in Stable Diffusion's layout. Make the autoencoder first
+# (vae_toy-vae_6k_toyscenes-64x64.py), and the text encoder of the shipped CLIP: python tools/convert_clip.py mmdiffrep/toy-clip work_dirs/toy-clip-text
 # Data: python tools/make_toyscenes.py data/toyscenes-pretrain --train 16000 --val 500 --val-heldout 0 --pairs 0 --seed 1
 _base_ = ['../_base_/networks/toy-sd.py', '../_base_/pretrain_small.py']
 data_root = 'data/toyscenes-pretrain'
@@ -7,8 +7,8 @@ model = dict(
     type='mmdiffrep.DenoisingPretrainer',
     network=_base_.network,
     schedule=dict(beta_schedule='scaled_linear', beta_start=0.00085, beta_end=0.012, prediction_type='v_prediction'),
-    autoencoder='mmdiffrep/toy-sd',
-    text_encoder='mmdiffrep/toy-sd',
+    autoencoder='work_dirs/vae_toy-vae_6k_toyscenes-64x64/diffusers',
+    text_encoder='work_dirs/toy-clip-text',
     drop_condition=0.1,
 )
 train_dataloader = dict(

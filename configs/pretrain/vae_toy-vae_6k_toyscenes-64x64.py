@@ -1,4 +1,4 @@
-# The autoencoder of the shipped mmdiffrep/toy-sd: crops of 64×64 from scenes of 64 to 128 pixels.
+# The autoencoder of ldm_toy-sd_12k_toyscenes-64x64.py: crops of 64×64 from scenes of 64 to 128 pixels.
 _base_ = [
     '../_base_/networks/toy-vae.py',
     '../_base_/pretrain_toyscenes-64x64.py',

@@ -80,7 +80,8 @@ class DenoisingPretrainer(BaseModel):
         if channels_last:
             self.model.network.to(memory_format=torch.channels_last)
         self.compile = compile
-        self._compiled: Any = None  # made at the first step, so that an EMA copy does not hold it
+        # made at the first step, so that an EMA copy does not hold it; in a list, so that no checkpoint does
+        self._compiled: list[Any] = []
 
     def forward(
         self,
@@ -125,10 +126,10 @@ class DenoisingPretrainer(BaseModel):
         return model.condition(batch, label, caption, dropped)
 
     def _network(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
-        if self.compile and self._compiled is None and x_t.is_cuda and self.training:
-            self._compiled = torch.compile(self.model.network)
-        compiled = self._compiled if self.training and self._compiled is not None else self.model.network
-        return self.model.call(compiled, x_t, t, condition)
+        if self.compile and not self._compiled and x_t.is_cuda and self.training:
+            self._compiled.append(torch.compile(self.model.network))
+        network = self._compiled[0] if self.training and self._compiled else self.model.network
+        return self.model.call(network, x_t, t, condition)
 
     @torch.no_grad()
     def _validate(
