@@ -672,7 +672,7 @@ FEATURES = """
     backbone=dict(taps=['up_blocks.1.resnets.1', 'up_blocks.2.resnets.1'], denoiser=dict(pretrained={folder!r})),
     decode_head=dict(in_channels=24, channels=24)
 """
-HAND = 2 * 13 * 3 * 16 * 16  # a 1×1 convolution of 3 channels to 13 classes at half of 32×32
+HAND = 2 * 13 * 3 * 8 * 8  # a 1×1 convolution of 3 channels to 13 classes at a quarter of 32×32
 
 
 def test_three_configs_and_two_seeds(tool, processes, tiny_folder, monkeypatch, tmp_path, capsys):
