@@ -19,6 +19,10 @@ UNET = """dict(
     sample_size=16, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, attention_head_dim=8,
     down_block_types=('DownBlock2D', 'AttnDownBlock2D'), up_block_types=('AttnUpBlock2D', 'UpBlock2D'))
 """
+DIT = """dict(
+    _class_name='DiTTransformer2DModel', sample_size=16, patch_size=4, in_channels=3, out_channels=3, num_layers=2,
+    num_attention_heads=2, attention_head_dim=8, num_embeds_ada_norm=3)
+"""
 HOOKS = """
 custom_hooks = [
     dict(type='EMAHook', ema_type='MomentumAnnealingEMA', momentum=0.3, gamma=2),
@@ -194,6 +198,8 @@ def losses(work_dir, rank=0):
 RESUMED = {
     'pre-trainer': (PRETRAINING, []),
     'pre-trainer, workers': (PRETRAINING, ['train_dataloader.num_workers=2']),
+    'EDM pre-trainer': (PRETRAINING, ['model.schedule._class_name=EDMSchedule']),
+    'DiT pre-trainer': (PRETRAINING.replace(UNET, DIT), ['model.timestep_power=2.0']),
     'segmentor': (SEGMENTATION, []),
     'segmentor, workers, trained': (
         SEGMENTATION,
@@ -265,3 +271,19 @@ def test_two_processes_give_the_loss_of_one(trainable, server, config, tmp_path)
     if trainable is True:
         moved = [key for key in a if 'up_blocks' in key and not torch.equal(start[key], a[key])]
         assert moved
+
+
+def test_two_processes_pretrain_as_one(server, config, tmp_path):
+    text = PRETRAINING.replace('mmdiffrep.DenoisingPretrainer', 'HashedPretrainer').replace('val_interval=2', 'val_interval=100')
+    text = text.replace("short_side=(16, 24))", 'random=False)')
+    # as above, AdamW would blow up rounding
+    text += "optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, _delete_=True))\n"
+    path = config(text)
+    one, two = tmp_path / 'one', tmp_path / 'two'
+    server.train(path, one, '--cfg-options', 'train_dataloader.batch_size=4')
+    server.train(path, two, '--cfg-options', 'train_dataloader.batch_size=2', processes=2)
+    assert losses(two, 0) != losses(two, 1)
+    np.testing.assert_allclose(np.mean([losses(two, 0), losses(two, 1)], axis=0), losses(one), rtol=2e-5)
+    a, b = load(one / 'iter_7.pth')['state_dict'], load(two / 'iter_7.pth')['state_dict']
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-5, msg=key)

@@ -1,5 +1,6 @@
 """Watching a pre-training: sample grids, losses by timestep, a linear probe; tools/sample.py; class folders."""
 
+import shutil
 import zipfile
 
 import cv2
@@ -104,13 +105,15 @@ def test_sample_grids_are_drawn_from_the_average(run):
     assert np.abs(got.astype(int) - wanted.astype(int)).max() <= 1
 
 
-def test_watching_draws_no_random_numbers(run):
+def test_watching_draws_no_random_numbers(run, monkeypatch):
     runner, _ = run
     runner.model.train()
+    seeded = []
+    monkeypatch.setattr(torch.cuda, 'manual_seed_all', seeded.append)
     state = torch.get_rng_state()
     hook(runner, SampleHook).draw(runner, 7)
     hook(runner, LinearProbeHook).probe(runner, 7)
-    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(state, torch.get_rng_state()) and not seeded
     assert runner.model.model.network.training
 
 
@@ -157,7 +160,7 @@ def test_linear_probe_finds_a_linear_rule_and_no_rule_in_noise():
         linear_probe(x, y[:5], x_val, y_val)
 
 
-def test_probe_refuses_before_training(folder, run):
+def test_probe_refuses_before_training(folder, run, tmp_path):
     with pytest.raises(ValueError, match='give at least one of each'):
         LinearProbeHook({}, {}, taps=[])
     runner, _ = run
@@ -165,6 +168,55 @@ def test_probe_refuses_before_training(folder, run):
         LinearProbeHook(dataset(folder), dataset(folder), ['up_blocks.7']).before_train(runner)
     with pytest.raises(ValueError, match='needs labelled images: set labels=True'):
         LinearProbeHook(dataset(folder), dataset(folder), TAPS).before_train(runner)
+    with pytest.raises(ValueError, match=r'timesteps \[1000.*outside the schedule; allowed: whole numbers from 0 to 999'):
+        LinearProbeHook(dataset(folder), dataset(folder), TAPS, timesteps=[1000]).before_train(runner)
+    shutil.copytree(folder / 'dark', tmp_path / 'one' / 'dark')
+    one = dataset(tmp_path / 'one', labels=True)
+    with pytest.raises(ValueError, match=r"trains on classes \['dark', 'light'\] and is scored on .*: give the same folders"):
+        LinearProbeHook(dataset(folder, labels=True), one, TAPS).before_train(runner)
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(sampler='heun'), "sampler='heun' does not fit this schedule"),
+    (dict(steps=1001), 'steps=1001 does not fit; allowed: 1 to 1000'),
+    (dict(size=9), 'images of 9×9 cannot be drawn; allowed: multiples of 2'),
+    (dict(prompts=['a cat']), 'takes no text'),
+    (dict(class_ids=[0, 3]), r'class ids \[0, 3\] are unknown; allowed: 0 to 2'),
+])  # fmt: skip
+def test_samples_are_refused_before_training(run, options, message):
+    with pytest.raises(ValueError, match=message):
+        SampleHook(**options).before_train(run[0])
+
+
+def test_hooks_refuse_what_draws_no_images():
+    from types import SimpleNamespace
+
+    from mmdiffrep.models.pretrainers import AutoencoderPretrainer
+
+    vae = AutoencoderPretrainer(dict(block_out_channels=(8,), norm_num_groups=4))
+    with pytest.raises(ValueError, match='AutoencoderPretrainer draws no images .* Leave it out'):
+        SampleHook().before_train(SimpleNamespace(hooks=[], model=vae))
+
+
+def test_what_is_no_map_is_not_pooled(run):
+    model = run[0].model.model
+    with pytest.raises(ValueError, match=r"taps \['time_embedding \(2, 32\)'\] are no maps"):
+        pooled_features(model, torch.zeros(2, 3, 8, 8), 10, ['time_embedding'])
+
+
+def test_at_the_end_only(run):
+    """An interval below 1 means the end of training."""
+    runner, drawn = run[0], []
+    hook_ = SampleHook(interval=-1)
+    hook_.draw = lambda runner, step: drawn.append(step)
+    hook_.after_train_iter(runner)
+    hook_.after_train(runner)
+    assert drawn == [4]
+
+
+def test_the_card_tells_the_data(run, folder):
+    card = (run[1] / 'diffusers' / 'README.md').read_text()
+    assert f'- data: {folder}' in card and '- images: 16, size 8' in card and 'told 2 classes' in card
 
 
 # ---- class folders -----------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 #!/usr/bin/env python
-"""A linear layer on pooled frozen features, for every timestep and block (DDAE's protocol): a table, a CSV and a heat map.
+"""A linear layer on pooled frozen features, for every timestep and block: a table, a CSV and a heat map.
 
+After DDAE (Xiang et al., ICCV 2023); features are computed once and standardised, so without augmentation and with one draw of the noise.
 Beside the pre-trained network: the same one with random weights, and the pixels.
 """
 

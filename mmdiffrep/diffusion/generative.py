@@ -105,6 +105,12 @@ class GenerativeModel(nn.Module):
                 f'({"images" if frozen.vae is None else "the latents of the autoencoder"}). '
                 f'Set in_channels={channels}, out_channels={channels}'
             )
+        embedded = config.get('num_class_embeds') if kind == 'UNet2DModel' else None
+        if embedded is not None and self.num_classes is None:
+            raise ValueError(
+                f'the network has num_class_embeds={embedded} and no class for "unknown": set num_classes={embedded - 1} instead, which adds '
+                'one; of saved weights, mmdiffrep.json beside them must say it'
+            )
         if not self.takes_text:
             return
         if frozen.text is None:
@@ -185,8 +191,11 @@ class GenerativeModel(nn.Module):
         vae = self.frozen.vae
         if vae is None:
             return images
-        posterior = vae.encode(images.to(next(vae.parameters()).dtype)).latent_dist
-        return ((posterior.sample() if sample else posterior.mean) * vae.config.scaling_factor).to(images.dtype)
+        # what is frozen computes in its own precision, also where training runs under autocast
+        with torch.autocast(images.device.type, enabled=False):
+            posterior = vae.encode(images.to(next(vae.parameters()).dtype)).latent_dist
+            latent = posterior.sample() if sample else posterior.mean
+        return (latent * vae.config.scaling_factor).to(images.dtype)
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
@@ -194,7 +203,8 @@ class GenerativeModel(nn.Module):
         vae = self.frozen.vae
         if vae is None:
             return x0
-        return vae.decode(x0.to(next(vae.parameters()).dtype) / vae.config.scaling_factor).sample
+        with torch.autocast(x0.device.type, enabled=False):
+            return vae.decode(x0.to(next(vae.parameters()).dtype) / vae.config.scaling_factor).sample
 
     @property
     def stride(self) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .loading import Source, locate, read_json
+from .seeding import seeded
 from .weights import WeightFile, fill, folder_weight_files
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'data' / 'configs'
@@ -34,8 +35,7 @@ class Part:
         if random_seed is None:
             with torch.device('meta'):  # weights are read later, and only those that are kept
                 return kind.from_config(config)  # type: ignore[attr-defined]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(random_seed)
+        with seeded(random_seed):
             return kind.from_config(config)  # type: ignore[attr-defined]
 
     def fill(self, module: nn.Module, source: str, skip: str | None = None) -> None:

@@ -77,9 +77,10 @@ class Objective:
         assert self.min_snr_gamma is not None
         alpha, sigma = self.schedule.alpha_sigma(t)
         snr = (alpha / sigma) ** 2
-        # |eps error|² = SNR |x_0 error|², |v error|² = (SNR + 1) |x_0 error|²
-        scale = dict(sample=torch.ones_like(snr), epsilon=snr, v_prediction=snr + 1)
-        return snr.clamp(max=self.min_snr_gamma) / scale[str(self.loss_on)]
+        if self.loss_on == 'epsilon':  # |eps error|² = SNR |x_0 error|²; written so that an SNR of 0 is allowed
+            return (self.min_snr_gamma / snr).clamp(max=1)
+        least = snr.clamp(max=self.min_snr_gamma)
+        return least / (snr + 1) if self.loss_on == 'v_prediction' else least  # |v error|² = (SNR + 1) |x_0 error|²
 
 
 def convert_prediction(schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: Tensor, to: str) -> Tensor:

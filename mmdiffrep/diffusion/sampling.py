@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .condition import Condition
 from .generative import GenerativeModel
-from .schedules import EDMSchedule, NoiseSchedule
+from .schedules import DiscreteSchedule, EDMSchedule, NoiseSchedule
 
 # sampler -> diffusers' scheduler
 SAMPLERS = {
@@ -51,19 +51,12 @@ def sample(
     Raises:
         ValueError: an unknown sampler, a size or number of steps that cannot be, or guidance of a network that is told nothing.
     """
-    allowed = samplers(model.schedule)
-    sampler = sampler or allowed[0]
-    if sampler not in allowed:
-        raise ValueError(f'sampler={sampler!r} does not fit this schedule; allowed: {allowed}')
-    if steps < 1 or count < 1:
-        raise ValueError(f'steps={steps}, count={count} do not fit; allowed: at least 1')
+    sampler = check_request(model, count, steps, sampler, guidance_scale, size)
     parameter = next(model.parameters())
     shape = (count, *model.sample_shape(size))
     if condition is None:
         condition = model.condition(count)
     guided = guidance_scale != 1
-    if guided and condition is None:
-        raise ValueError(f'guidance_scale={guidance_scale}: the network is told nothing that could guide it. Leave it at 1')
     unconditional = model.condition(count) if guided else None
 
     def output(x: Tensor, t: Tensor) -> Tensor:
@@ -80,6 +73,29 @@ def sample(
     else:
         x0 = _with_scheduler(model.schedule, SAMPLERS[sampler], output, noise, steps, generator, progress)
     return model.decode(x0).float().clamp(-1, 1).cpu()
+
+
+def check_request(
+    model: GenerativeModel, count: int, steps: int, sampler: str | None, guidance_scale: float, size: int | tuple[int, int] | None
+) -> str:
+    """The sampler's name, after checking what :func:`sample` is asked. Raises: ValueError."""
+    allowed = samplers(model.schedule)
+    sampler = sampler or allowed[0]
+    if sampler not in allowed:
+        raise ValueError(f'sampler={sampler!r} does not fit this schedule; allowed: {allowed}')
+    if steps < 1 or count < 1:
+        raise ValueError(f'steps={steps}, count={count} do not fit; allowed: at least 1')
+    if isinstance(model.schedule, DiscreteSchedule) and steps > len(model.schedule):
+        raise ValueError(f'steps={steps} does not fit; allowed: 1 to {len(model.schedule)}, the steps of its training')
+    if sampler == 'pndm' and (steps < 4 or model.schedule.prediction == 'sample'):
+        raise ValueError(
+            f"sampler='pndm' with {steps} steps on a network that predicts {model.schedule.prediction!r} does not fit; allowed: at least 4 "
+            "steps, 'epsilon' or 'v_prediction'. Take sampler='ddim'"
+        )
+    if guidance_scale != 1 and not (model.takes_text or model.takes_classes):
+        raise ValueError(f'guidance_scale={guidance_scale}: the network is told nothing that could guide it. Leave it at 1')
+    model.sample_shape(size)
+    return sampler
 
 
 def _both(first: Condition | None, second: Condition | None) -> Condition:
@@ -110,8 +126,6 @@ def _with_scheduler(
     if str(config.get('variance_type', '')).startswith('learned'):
         config['variance_type'] = 'fixed_small'  # the learned one is not used
     scheduler = getattr(diffusers, name).from_config(config)
-    if steps > scheduler.config.num_train_timesteps:
-        raise ValueError(f'steps={steps} does not fit; allowed: 1 to {scheduler.config.num_train_timesteps}, the steps of its training')
     scheduler.set_timesteps(steps)
     extra = {'generator': generator} if 'generator' in inspect.signature(scheduler.step).parameters else {}
     x = noise * scheduler.init_noise_sigma

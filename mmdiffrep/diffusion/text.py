@@ -77,7 +77,9 @@ class TextEncoder:
 
     @torch.no_grad()
     def _run(self, prompts: Sequence[str]) -> Any:
-        return self.model(self._ids(prompts).to(self.model.device))
+        ids = self._ids(prompts).to(self.model.device)
+        with torch.autocast(ids.device.type, enabled=False):  # fp32, whoever asks first
+            return self.model(ids)
 
     def _ids(self, prompts: Sequence[str]) -> Tensor:
         if self.tokenizer is not None:

@@ -28,6 +28,26 @@ def averaged_model(runner: Any) -> Any:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
+def generative_model(runner: Any) -> Any:
+    """The ``GenerativeModel`` that is being trained, averaged where there is an EMA.
+
+    Raises:
+        ValueError: something else is trained.
+    """
+    model = getattr(averaged_model(runner), 'model', None)
+    if not hasattr(model, 'sample_shape'):
+        raise ValueError(
+            f'{type(averaged_model(runner)).__name__} draws no images and is read by no tap: this hook works with '
+            'mmdiffrep.DenoisingPretrainer. Leave it out'
+        )
+    return model
+
+
+def left_over(runner: Any, interval: int) -> bool:
+    """Whether the end of training is no multiple of ``interval`` (below 1: only the end counts)."""
+    return interval < 1 or bool(runner.iter % interval)
+
+
 def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
     """``write(new folder)``, which appears as ``target`` complete or not at all; an older one goes when the new one is written."""
     # names that a killed run leaves behind are used again by the next one
@@ -57,6 +77,7 @@ def model_card(
         *lines,
         f'- weights: {dtype}{averaged}',
         f'- steps: {updates}, {updates * batch} images in batches of {batch}',
+        *_origin(runner),
         f'- seed: {runner.seed}',
         f'- training loss, mean of the last 100 steps: {losses.mean(100):.5f}',
         f'- command: `{" ".join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv))}`',
@@ -64,6 +85,28 @@ def model_card(
         f'torch {torch.__version__}',
     ]  # fmt: skip
     return '\n'.join(text) + '\n'
+
+
+def _origin(runner: Any) -> list[str]:
+    """What it was trained on, and from what it went on."""
+    data = dict(runner.cfg.get('train_dataloader', {}).get('dataset', {}))
+    sources = data.get('sources', data.get('ann_file', data.get('data_root')))
+    sources = sources if isinstance(sources, (list, tuple)) else [sources]
+    lines = [f'- data: {_plain(source)}' for source in sources if source is not None]
+    count = len(runner.train_dataloader.dataset)
+    settings = {key: data[key] for key in ('size', 'short_side', 'max_images') if data.get(key) is not None}
+    lines.append(f'- images: {count}{"".join(f", {key} {value}" for key, value in settings.items())}')
+    model = dict(runner.cfg.get('model', {}))
+    for part in ('network', 'autoencoder', 'text_encoder'):
+        given = model.get(part)
+        origin = given.get('pretrained') if isinstance(given, dict) else given
+        if origin:
+            lines.append(f'- {part} from: {origin}')
+    return lines
+
+
+def _plain(source: Any) -> str:
+    return ', '.join(f'{k}={v}' for k, v in source.items()) if isinstance(source, dict) else str(source)
 
 
 class SaveHook(Hook):

@@ -70,4 +70,8 @@ def pooled_features(model: Any, images: Tensor, t: float, taps: Sequence[str]) -
             model(x_t, times, model.condition(len(images)))
     finally:
         model.train(was_training)
-    return {tap: session.captured[Tap.parse(tap)].float().flatten(2).mean(2) for tap in taps}
+    maps = {tap: session.captured[Tap.parse(tap)] for tap in taps}
+    wrong = [f'{tap} {tuple(value.shape)}' for tap, value in maps.items() if value.dim() != 4]
+    if wrong:
+        raise ValueError(f'taps {wrong} are no maps (B, C, h, w), which alone can be pooled: tap a block or a layer of the image')
+    return {tap: value.float().flatten(2).mean(2) for tap, value in maps.items()}

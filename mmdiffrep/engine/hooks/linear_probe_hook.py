@@ -11,8 +11,9 @@ from mmengine.hooks import Hook
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mmdiffrep.diffusion.seeding import seeded
 from mmdiffrep.diffusion.taps import Tap, check_tap
-from mmdiffrep.engine.saving import averaged_model
+from mmdiffrep.engine.saving import averaged_model, generative_model, left_over
 from mmdiffrep.evaluation.linear_probe import linear_probe, pooled_features
 from mmdiffrep.registry import DATASETS, HOOKS
 
@@ -21,8 +22,8 @@ from mmdiffrep.registry import DATASETS, HOOKS
 class LinearProbeHook(Hook):
     """Every ``interval`` iterations, and at the end, the accuracy of a linear layer on pooled frozen features of the EMA weights.
 
-    DDAE's protocol: one timestep, one tap, noise drawn afresh from a fixed seed, global average pooling in fp32, one linear layer,
-    Adam, cosine rate. Features are computed once, so without augmentation. Scalars ``probe/<tap>@<t>`` go to the visualiser.
+    After DDAE: one timestep, one tap, global average pooling in fp32, one linear layer, Adam, cosine rate. Unlike there, features are
+    computed once and standardised, so without augmentation and with one draw of the noise. Scalars ``probe/<tap>@<t>`` go to the visualiser.
 
     Args:
         train, val: data sets of ``dict(inputs, label)``, e.g. ``dict(type='mmdiffrep.ImageFolder', labels=True, random=False, …)``.
@@ -51,20 +52,27 @@ class LinearProbeHook(Hook):
         self.epochs, self.lr, self.batch_size, self.seed = epochs, lr, batch_size, seed
         self.best: dict[str, float] = {}
 
+    @master_only
     def before_train(self, runner: Any) -> None:
         """Wrong settings are reported before hours of training."""
+        model = generative_model(runner)
         for tap in self.taps:
-            check_tap(averaged_model(runner).model.network, Tap.parse(tap))
+            check_tap(model.network, Tap.parse(tap))
+        for t in self.timesteps:
+            model.schedule.check_timesteps(torch.tensor([t]))
         self.sets = {name: DATASETS.build(dict(config)) for name, config in self.data.items()}
-        if 'label' not in self.sets['train'][0]:
+        if any('label' not in data[0] for data in self.sets.values()):
             raise ValueError('the probe needs labelled images: set labels=True in its data sets')
+        classes = [getattr(data, 'classes', None) for data in self.sets.values()]
+        if classes[0] != classes[1]:
+            raise ValueError(f'the probe trains on classes {classes[0]} and is scored on {classes[1]}: give the same folders')
 
     def after_train_iter(self, runner: Any, *_: Any, **__: Any) -> None:
         if self.every_n_train_iters(runner, self.interval):
             self.probe(runner, runner.iter + 1)
 
     def after_train(self, runner: Any) -> None:
-        if runner.iter % self.interval:
+        if left_over(runner, self.interval):
             self.probe(runner, runner.iter)
 
     @master_only
@@ -72,9 +80,8 @@ class LinearProbeHook(Hook):
         """Score every tap and timestep; the random numbers of training are left alone."""
         pretrainer = averaged_model(runner)
         scores = {}
-        with torch.random.fork_rng(devices=[]):
-            for t in self.timesteps:
-                torch.manual_seed(self.seed)
+        for t in self.timesteps:
+            with seeded(self.seed):
                 train, val = (self._features(pretrainer, self.sets[name], t) for name in ('train', 'val'))
                 for tap in self.taps:
                     accuracy = linear_probe(

@@ -9,8 +9,8 @@ import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 
-from mmdiffrep.diffusion.sampling import sample
-from mmdiffrep.engine.saving import averaged_model
+from mmdiffrep.diffusion.sampling import check_request, sample
+from mmdiffrep.engine.saving import generative_model, left_over
 from mmdiffrep.registry import HOOKS
 from mmdiffrep.visualization.samples import sample_grid
 
@@ -49,18 +49,27 @@ class SampleHook(Hook):
         self.guidance_scale, self.size, self.seed = guidance_scale, size, seed
         self.prompts, self.class_ids = prompts, class_ids
 
+    def before_train(self, runner: Any) -> None:
+        """Wrong settings are reported before hours of training."""
+        model = generative_model(runner)
+        check_request(model, self.count, self.steps, self.sampler, self.guidance_scale, self.size)
+        if self.prompts:
+            model.condition(1, prompts=list(self.prompts)[:1])
+        if self.class_ids:
+            model.condition(len(self.class_ids), torch.tensor(list(self.class_ids)))
+
     def after_train_iter(self, runner: Any, *_: Any, **__: Any) -> None:
         if self.every_n_train_iters(runner, self.interval):
             self.draw(runner, runner.iter + 1)
 
     def after_train(self, runner: Any) -> None:
-        if runner.iter % self.interval:
+        if left_over(runner, self.interval):
             self.draw(runner, runner.iter)
 
     @master_only
     def draw(self, runner: Any, step: int) -> None:
         """One grid, named ``samples``, into the backends."""
-        model = averaged_model(runner).model
+        model = generative_model(runner)
         was_training = model.training
         model.eval()
         try:

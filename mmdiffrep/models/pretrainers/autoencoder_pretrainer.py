@@ -21,8 +21,8 @@ class AutoencoderPretrainer(BaseModel):
 
     Without the paper's perceptual and adversarial losses, which need further networks: details come out smooth.
 
-    The latents' deviation is averaged while training and saved as ``scaling_factor`` = 1 / deviation, so that a diffusion model sees
-    latents of unit variance.
+    The latents' root mean square is averaged while training and saved as ``scaling_factor`` = 1 / root mean square, so that a diffusion
+    model sees latents of about unit variance.
 
     Args:
         autoencoder: arguments of diffusers' ``AutoencoderKL``, or ``dict(pretrained=…)``.
@@ -33,6 +33,7 @@ class AutoencoderPretrainer(BaseModel):
     """
 
     latent_square: Tensor
+    latent_steps: Tensor
 
     def __init__(
         self,
@@ -60,8 +61,9 @@ class AutoencoderPretrainer(BaseModel):
         if channels_last:
             self.vae.to(memory_format=torch.channels_last)
         self.kl_weight, self.gradient_weight = kl_weight, gradient_weight
-        # the mean square of the latents, an exponential average with a memory of 100 steps
+        # the mean square of the latents: of all steps, from the 100th on an exponential average with a memory of 100
         self.register_buffer('latent_square', torch.tensor(1.0 / self.vae.config.scaling_factor**2))
+        self.register_buffer('latent_steps', torch.tensor(100.0 if 'pretrained' in autoencoder else 0.0))
 
     def forward(
         self, inputs: Tensor, data_samples: Any = None, mode: str = 'tensor', **_: Any
@@ -76,7 +78,9 @@ class AutoencoderPretrainer(BaseModel):
         if mode == 'predict':
             return [dict(loss=value) for value in error.flatten(1).mean(1).cpu()]
         with torch.no_grad():
-            self.latent_square.lerp_(latent.float().square().mean(), 0.01)
+            self.latent_steps += 1
+            weight = (1 / self.latent_steps).clamp(min=0.01)
+            self.latent_square.lerp_(latent.float().square().mean(), weight)
         losses = dict(loss_reconstruction=error.mean(), loss_kl=self.kl_weight * kl_divergence(posterior))
         if self.gradient_weight:
             losses['loss_gradient'] = self.gradient_weight * _gradient_error(output.float(), inputs.float())

@@ -98,15 +98,28 @@ class DenoisingPretrainer(BaseModel):
         """
         if mode == 'predict':
             return self._validate(inputs, label, caption)
-        t = self.objective.draw_timesteps(len(inputs)).to(inputs.device)
         x0 = self.model.encode(inputs, sample=True)
         condition = self._condition(len(inputs), label, caption, drop=True)
-        noise = torch.randn_like(x0)
+        t, noise = self._draw(inputs, x0)
         x_t = self.model.schedule.add_noise(x0, noise, t)
         output = self._network(x_t, t, condition)
         if mode == 'tensor':
             return output
         return dict(loss=self.objective.losses(output, x0, noise, x_t, t).mean())
+
+    def _draw(self, images: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Timesteps (B,) and noise like x0, for training."""
+        t = self.objective.draw_timesteps(len(images)).to(images.device)
+        return t, torch.randn_like(x0)
+
+    def _hashed(self, images: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from a hash of each image's 8-bit pixels."""
+        pixels = ((images + 1) * 127.5).round().clamp(0, 255).byte().cpu()
+        seeds = [zlib.crc32(image.numpy().tobytes()) for image in pixels]
+        # float32 would round the largest of them up to 1
+        t = self.objective.timesteps_at(torch.tensor(seeds, dtype=torch.float64) / 2**32).to(images.device)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return t, torch.stack([torch.randn(x0.shape[1:], generator=g) for g in generators]).to(x0)
 
     def _condition(
         self, batch: int, label: Tensor | None, caption: Sequence[str] | None, drop: bool
@@ -135,12 +148,8 @@ class DenoisingPretrainer(BaseModel):
     def _validate(
         self, inputs: Tensor, label: Tensor | None, caption: Sequence[str] | None
     ) -> list[dict[str, Tensor]]:
-        pixels = ((inputs + 1) * 127.5).round().clamp(0, 255).byte().cpu()
-        seeds = [zlib.crc32(image.numpy().tobytes()) for image in pixels]
-        t = self.objective.timesteps_at(torch.tensor(seeds) / 2**32).to(inputs.device)
         x0 = self.model.encode(inputs)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        noise = torch.stack([torch.randn(x0.shape[1:], generator=g) for g in generators]).to(x0)
+        t, noise = self._hashed(inputs, x0)
         x_t = self.model.schedule.add_noise(x0, noise, t)
         output = self._network(x_t, t, self._condition(len(inputs), label, caption, drop=False))
         losses = self.objective.losses(output, x0, noise, x_t, t)
