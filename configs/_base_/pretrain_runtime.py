@@ -31,6 +31,7 @@ default_hooks = dict(
 custom_hooks = [
     dict(type='EMAHook', ema_type='MomentumAnnealingEMA', momentum=0.0005, gamma=10),
     dict(type='mmdiffrep.SaveDiffusersHook', interval=2000, dtype='fp16'),
+    dict(type='mmdiffrep.SampleHook', interval=2000, count=16, steps=50),
     dict(type='mmdiffrep.RandomStateHook'),
 ]
 log_processor = dict(by_epoch=False)
