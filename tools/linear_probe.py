@@ -27,6 +27,7 @@ from mmdiffrep.diffusion.aliases import adm_blocks
 from mmdiffrep.diffusion.generative import GenerativeModel
 from mmdiffrep.diffusion.networks import build_network
 from mmdiffrep.evaluation.linear_probe import linear_probe, pooled_features
+from mmdiffrep.utils import cli
 from mmdiffrep.utils.taps import format_table
 from mmdiffrep.visualization import write_picture
 from mmdiffrep.visualization.heatmap import heatmap
@@ -138,12 +139,7 @@ def _write(args: argparse.Namespace, taps: list[str], tables: dict, pixels: list
 
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
-    try:
-        score(args)
-    except (ValueError, FileNotFoundError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return cli.reporting(lambda: score(args))
 
 
 if __name__ == '__main__':

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -113,15 +112,14 @@ def _padding(denoiser: Any, size: tuple[int, int]) -> str:
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     warnings.filterwarnings('ignore', category=FutureWarning)
-    try:
+
+    def show() -> None:
         cfg = cli.Config.fromfile(cli.existing_config(args.config))
         if args.cfg_options:
             cfg.merge_from_dict(args.cfg_options)
         print(report(cfg, tuple(args.size) if args.size else None, args.all, args.config))
-    except (ValueError, FileNotFoundError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+
+    return cli.reporting(show)
 
 
 if __name__ == '__main__':

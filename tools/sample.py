@@ -75,12 +75,7 @@ def draw(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
-    try:
-        draw(args)
-    except (ValueError, FileNotFoundError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return cli.reporting(lambda: draw(args))
 
 
 def _progress(steps):

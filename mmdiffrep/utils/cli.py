@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +122,13 @@ def prepared(parser: argparse.ArgumentParser, prepare: Any, argv: list[str] | No
         return prepare(args)
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         parser.exit(2, f'error: {error}\n')
+
+
+def reporting(act: Callable[[], Any]) -> int:
+    """Run ``act``; a mistake of the user becomes one line instead of a traceback. The exit status."""
+    try:
+        act()
+    except (ValueError, FileNotFoundError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0

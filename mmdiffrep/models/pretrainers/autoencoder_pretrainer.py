@@ -14,6 +14,8 @@ from mmdiffrep.diffusion.model_files import Part
 from mmdiffrep.diffusion.networks import load_autoencoder
 from mmdiffrep.registry import MODELS
 
+from .inputs import UNIT_RANGE
+
 
 @MODELS.register_module()
 class AutoencoderPretrainer(BaseModel):
@@ -47,10 +49,7 @@ class AutoencoderPretrainer(BaseModel):
     ) -> None:
         from diffusers import AutoencoderKL
 
-        data_preprocessor = data_preprocessor or dict(
-            type='ImgDataPreprocessor', mean=[127.5] * 3, std=[127.5] * 3, bgr_to_rgb=True
-        )
-        super().__init__(data_preprocessor, init_cfg)
+        super().__init__(data_preprocessor or UNIT_RANGE, init_cfg)
         if kl_weight < 0 or gradient_weight < 0:
             raise ValueError(f'kl_weight={kl_weight}, gradient_weight={gradient_weight} do not fit; allowed: 0 or more')
         if 'pretrained' in autoencoder:

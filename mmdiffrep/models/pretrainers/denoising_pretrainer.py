@@ -16,6 +16,8 @@ from mmdiffrep.diffusion.generative import GenerativeModel
 from mmdiffrep.diffusion.objectives import Objective
 from mmdiffrep.registry import MODELS
 
+from .inputs import UNIT_RANGE
+
 
 @MODELS.register_module()
 class DenoisingPretrainer(BaseModel):
@@ -51,10 +53,7 @@ class DenoisingPretrainer(BaseModel):
         seed: int = 0,
         init_cfg: dict | None = None,
     ) -> None:
-        data_preprocessor = data_preprocessor or dict(
-            type='ImgDataPreprocessor', mean=[127.5] * 3, std=[127.5] * 3, bgr_to_rgb=True
-        )
-        super().__init__(data_preprocessor, init_cfg)
+        super().__init__(data_preprocessor or UNIT_RANGE, init_cfg)
         if not 0 <= drop_condition <= 1:
             raise ValueError(f'drop_condition={drop_condition!r} does not fit; allowed: a share from 0 to 1')
         if 'pretrained' in network:
