@@ -188,12 +188,13 @@ def test_discrete_config_round_trip(name):
     assert torch.equal(DDPMScheduler.from_config(config).alphas_cumprod, schedule.alphas_cumprod)
 
 
-def test_discrete_network_sees_x_t_and_whole_timesteps():
+def test_discrete_network_sees_x_t_and_the_timesteps_as_they_are():
     schedule = DiscreteSchedule.from_diffusers({})
     x_t = images(2)
     assert schedule.network_input(x_t, torch.tensor([3, 4])) is x_t
-    time = schedule.network_time(torch.tensor([3.0, 4.0]))
+    time = schedule.network_time(torch.tensor([3, 4], dtype=torch.int32))
     assert time.dtype == torch.long and time.tolist() == [3, 4]
+    assert schedule.network_time(torch.tensor([3.25, 4.0])).tolist() == [3.25, 4.0]
 
 
 # ---- EDM -----------------------------------------------------------------------------------------

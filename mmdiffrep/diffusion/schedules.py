@@ -81,6 +81,7 @@ class DiscreteSchedule(NoiseSchedule):
         if prediction not in PREDICTIONS:
             raise ValueError(f'prediction_type {prediction!r} is unknown; allowed: {PREDICTIONS}')
         self.alphas_cumprod = alphas_cumprod.detach().float().cpu()
+        self._copies: dict[torch.device, Tensor] = {}
         self.prediction = prediction
         self._config = dict(config or {})
 
@@ -109,7 +110,7 @@ class DiscreteSchedule(NoiseSchedule):
         return len(self.alphas_cumprod)
 
     def check_timesteps(self, t: Tensor) -> None:
-        value = t.detach()
+        value = t.detach().cpu()  # one wait for an accelerator, not three
         whole = bool((value == value.round()).all())
         if not whole or bool((value < 0).any()) or bool((value >= len(self)).any()):
             raise ValueError(
@@ -124,14 +125,21 @@ class DiscreteSchedule(NoiseSchedule):
         return torch.randint(len(self), (batch,), generator=generator)
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        product = self.alphas_cumprod.to(t.device)[t.long()]
+        product = self._on(t.device)[t.long()]
         return product.sqrt(), (1 - product).sqrt()
+
+    def _on(self, device: torch.device) -> Tensor:
+        """The table on a device, copied there once."""
+        if device not in self._copies:
+            self._copies[device] = self.alphas_cumprod.to(device)
+        return self._copies[device]
 
     def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:
         return x_t
 
     def network_time(self, t: Tensor) -> Tensor:
-        return t.long()
+        # a sampler may ask between two timesteps (Euler with timestep_spacing='linspace')
+        return t.float() if t.is_floating_point() else t.long()
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         if self.prediction == 'epsilon':
