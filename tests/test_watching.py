@@ -277,7 +277,7 @@ def test_tool_draws_from_a_folder_and_from_a_checkpoint(run, tool, tmp_path, cap
 
 @pytest.mark.parametrize('arguments, message', [
     (['mmdiffrep/toy-nothing'], 'no such model ships'),
-    (['configs/pretrain/edm_toy-unet_2k_toyscenes-64x64.py'], 'is a config: give the checkpoint too'),
+    (['configs/pretrain/edm_toy-unet_2k_toyscenes-32x32.py'], 'is a config: give the checkpoint too'),
     (['mmdiffrep/toy-unet', 'x.pth'], 'is no config file'),
     (['mmdiffrep/toy-unet', '--prompts', 'a cat'], 'takes no text'),
     (['mmdiffrep/toy-unet', '--size', '30'], 'images of 30×30 cannot be drawn; allowed: multiples of 8'),

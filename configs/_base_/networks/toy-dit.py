@@ -1,4 +1,4 @@
-# A DiT on pixels: 256 tokens of 4×4. diffusers' DiTPipeline wants an autoencoder; tools/sample.py draws from this one.
+# A DiT on pixels: tokens of 4×4 pixels. diffusers' DiTPipeline wants an autoencoder; tools/sample.py draws from this one.
 network = dict(
     _class_name='DiTTransformer2DModel',
     sample_size=64,

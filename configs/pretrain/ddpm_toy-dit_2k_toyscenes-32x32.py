@@ -1,9 +1,8 @@
 _base_ = [
     '../_base_/networks/toy-dit.py',
-    '../_base_/pretrain_toyscenes-64x64.py',
+    '../_base_/pretrain_toyscenes-32x32.py',
 ]
 model = dict(
     type='mmdiffrep.DenoisingPretrainer',
-    network=_base_.network,
-    timestep_power=2.0,
+    network=dict(_base_.network, sample_size=32),
 )
