@@ -13,6 +13,8 @@ from mmdiffrep.diffusion.denoiser import Denoiser
 from mmdiffrep.diffusion.taps import VARYING, find_module
 from mmdiffrep.registry import MODELS
 
+from .windows import Windows
+
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 
 
@@ -64,8 +66,18 @@ def build_conditioner(
     except TypeError as error:
         raise ValueError(
             f'conditioner {conditioner.get("type")!r} does not fit {type(denoiser).__name__}, which says '
-            f'{channels or "nothing"} of what it can be told: {error}. TextAdapter belongs to a network that is told a text '
-            '(mmdiffrep.StableDiffusion)'
+            f'{channels or "nothing"} of what it can be told: {error}. TextAdapter and ImplicitCaptioner belong to a network that is '
+            'told a text (mmdiffrep.StableDiffusion)'
+        ) from error
+
+
+def build_windows(windows: Mapping[str, Any] | None) -> Windows | None:
+    """ValueError for an entry that windows have not."""
+    try:
+        return None if windows is None else Windows(**windows)
+    except TypeError as error:
+        raise ValueError(
+            f'windows={windows!r} does not fit ({error}); allowed: None, or dict(size=512, batch=8)'
         ) from error
 
 

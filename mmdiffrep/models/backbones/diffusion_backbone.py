@@ -13,10 +13,17 @@ from torch import Tensor
 
 from mmdiffrep.diffusion.denoiser import Condition, Denoiser
 from mmdiffrep.diffusion.extraction import FeatureExtractor, listed
-from mmdiffrep.diffusion.noise import NoisePolicy
+from mmdiffrep.diffusion.noise import NoisePolicy, image_key
 from mmdiffrep.registry import MODELS
 
-from .building import DTYPES, build_adapter, build_conditioner, build_denoiser, set_up
+from .building import (
+    DTYPES,
+    build_adapter,
+    build_conditioner,
+    build_denoiser,
+    build_windows,
+    set_up,
+)
 from .checks import check_image, check_range, watch_learning_rate
 from .geometry import cover
 from .holder import DenoiserHolder
@@ -47,7 +54,11 @@ class DiffusionBackbone(BaseModule):
         bgr: whether images come as BGR (``bgr_to_rgb=False`` in the data preprocessor).
         class_id: class told to a class-conditional network.
         conditioner: config of a module that tells the network more, for example ``dict(type='mmdiffrep.TextAdapter')``. Its
-            ``token_channels`` and ``time_channels`` are filled in; where it is trained, gradients pass through the network.
+            ``token_channels``, ``time_channels`` and ``token_count`` are filled in; where it is trained, gradients pass through the
+            network.
+        windows: ``dict(size=512, batch=8)``: look at square windows of min(size, short side), each resized to ``size``, ``batch`` at
+            once; the adapter's maps (the raw ones without an adapter) are stitched, see :class:`Windows`. Noise, conditioner and
+            adapter get each window alone; a window's ``per_image`` noise is seeded by its own pixels. None: the whole image.
         pretrained: not used, with a warning: what mmseg hands down from a stock config's ``model.pretrained``.
 
     Attributes:
@@ -72,6 +83,7 @@ class DiffusionBackbone(BaseModule):
         bgr: bool = False,
         class_id: int | None = None,
         conditioner: Mapping[str, Any] | None = None,
+        windows: Mapping[str, Any] | None = None,
         pretrained: str | None = None,
         init_cfg: dict | None = None,
     ) -> None:
@@ -110,6 +122,7 @@ class DiffusionBackbone(BaseModule):
         )
         self.tap_infos = self.extractor.infos()
         self.adapter = build_adapter(adapter, self.tap_infos)
+        self.windows = build_windows(windows)
         source = self.adapter if self.adapter is not None else None
         self.out_channels = list(
             source.out_channels if source is not None else [tap.channels for tap in self.tap_infos]
@@ -168,23 +181,48 @@ class DiffusionBackbone(BaseModule):
         if self.training and self.adapter is not None and not self._lr_watched:
             self._lr_watched = True
             watch_learning_rate(list(self.adapter.parameters()))
-        maps = self.features(image)
-        if self.adapter is None:
-            return maps
-        return self.adapter(maps, tuple(image.shape[-2:]))
+        return self._maps(image, adapted=self.adapter is not None)
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
         """The raw maps, before the adapter: for each timestep every tap, in the order of :attr:`tap_infos`."""
+        return self._maps(image, adapted=False)
+
+    def _maps(self, image: Tensor, adapted: bool) -> tuple[Tensor, ...]:
+        rgb = self.to_rgb(image)
+        self._check_prompts(len(rgb))
+        if self.windows is None:
+            return self._look(rgb, image.dtype, adapted, self._prompts)
+        by_image = self.noise.kind == 'per_image'
+
+        def look(crops: Tensor, images: list[int]) -> tuple[Tensor, ...]:
+            assert self.windows is not None
+            prompts = self._prompts and [self._prompts[i] for i in images]
+            # of the pixels as they are: those of a resized window depend on the device
+            keys = [image_key(crop) for crop in crops] if by_image else None
+            return self._look(self.windows.resize(crops), image.dtype, adapted, prompts, keys)
+
+        strides = self.out_strides if adapted else [info.stride for info in self.tap_infos]
+        return self.windows(rgb, look, strides)
+
+    def _look(
+        self,
+        rgb: Tensor,
+        dtype: torch.dtype,
+        adapted: bool,
+        prompts: list[str] | None,
+        keys: list[int] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Maps of images (B, 3, H, W) in [-1, 1], of a batch of windows as well, in ``dtype``."""
         with contextlib.ExitStack() as stack:
             if not (self.trains_network or self.grad_through):
                 stack.enter_context(torch.no_grad())
-            stack.enter_context(self._precision(image.device.type))
-            rgb = self.to_rgb(image)
-            maps = self.extractor(rgb, self._condition(rgb))
-        size = tuple(image.shape[-2:])
-        return tuple(
-            cover(x.to(image.dtype), info.stride, size) for x, info in zip(maps, self.tap_infos)
+            stack.enter_context(self._precision(rgb.device.type))
+            found = self.extractor(rgb, self._condition(rgb, prompts), keys)
+        size = tuple(rgb.shape[-2:])
+        maps = tuple(
+            cover(x.to(dtype), info.stride, size) for x, info in zip(found, self.tap_infos)
         )
+        return self.adapter(maps, size) if adapted else maps  # type: ignore[misc]
 
     def to_rgb(self, image: Tensor) -> Tensor:
         """Undo the data preprocessor's normalisation: RGB in [-1, 1]."""
@@ -195,15 +233,17 @@ class DiffusionBackbone(BaseModule):
             check_range(rgb, self.image_mean.flatten().tolist(), self.image_std.flatten().tolist())
         return rgb
 
-    def _condition(self, rgb: Tensor) -> Condition | None:
+    def _check_prompts(self, images: int) -> None:
+        if self._prompts is not None and len(self._prompts) != images:
+            raise ValueError(
+                f'{len(self._prompts)} prompts were given for {images} images: give one for each'
+            )
+
+    def _condition(self, rgb: Tensor, prompts: list[str] | None) -> Condition | None:
         """What the network is told about a batch of images."""
         condition = self.denoiser.default_condition(len(rgb))
-        if self._prompts is not None:
-            if len(self._prompts) != len(rgb):
-                raise ValueError(
-                    f'{len(self._prompts)} prompts were given for {len(rgb)} images: give one for each'
-                )
-            condition = Condition(tokens=self.denoiser.encode_text(self._prompts).to(rgb.device))
+        if prompts is not None:
+            condition = Condition(tokens=self.denoiser.encode_text(prompts).to(rgb.device))
         if self.class_id is not None:
             condition = condition or Condition()
             condition.class_ids = torch.full((len(rgb),), self.class_id, device=rgb.device)
