@@ -76,7 +76,7 @@ def test_time_bias_is_added_to_the_time_embedding(sd, rows):
     """Against a network whose time embedding really gives its output plus the bias."""
     x, t = batch()
     bias = torch.randn(rows, 32, generator=torch.Generator().manual_seed(5)).requires_grad_(True)
-    assert sd.condition_channels() == dict(token_channels=12, time_channels=32)
+    assert sd.condition_channels() == dict(token_channels=12, time_channels=32, token_count=77)
     found = sd.features(x, t, Condition(time_bias=bias), TAPS)
     found['up_blocks.1'].square().sum().backward()
     assert (bias.grad.abs().sum(1) > 0).all()

@@ -68,7 +68,9 @@ class Denoiser(nn.Module):
         raise ValueError(f'{type(self).__name__} takes no text: leave prompts out')
 
     def condition_channels(self) -> dict[str, int]:
-        """``token_channels`` and ``time_channels``: widths of a :class:`Condition`'s parts, as far as the network has them."""
+        """``token_channels``, ``time_channels``: widths of a :class:`Condition`'s parts, as far as the network has them, and
+        ``token_count``: of its fixed text.
+        """
         return {}
 
     def run(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> Any:

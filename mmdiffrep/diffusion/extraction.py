@@ -79,9 +79,15 @@ class FeatureExtractor:
             }
         return [found[str(places[name])] for _, name in self.order]
 
-    def __call__(self, rgb: Tensor, condition: Condition | None = None) -> list[Tensor]:
-        """RGB (B, 3, H, W) in [-1, 1] -> the maps (B, C_k, h_k, w_k) of the padded image, in the order of :attr:`order`."""
-        keys = [image_key(x) for x in rgb] if self.noise.kind == 'per_image' else None
+    def __call__(
+        self, rgb: Tensor, condition: Condition | None = None, keys: list[int] | None = None
+    ) -> list[Tensor]:
+        """RGB (B, 3, H, W) in [-1, 1] -> the maps (B, C_k, h_k, w_k) of the padded image, in the order of :attr:`order`.
+
+        ``keys`` seed ``per_image`` noise; by default they are hashes of the images.
+        """
+        if keys is None and self.noise.kind == 'per_image':
+            keys = [image_key(x) for x in rgb]
         padded = pad_to_multiple(rgb, self.denoiser.divisor)
         latent, static = self.denoiser.encode_tapped(padded, self.static, latent=bool(self.moving))
         found = {(self.timesteps[0], name): value for name, value in static.items()}

@@ -121,6 +121,7 @@ class StableDiffusion(LatentDenoiser):
         return dict(
             token_channels=self.unet.config.cross_attention_dim,
             time_channels=self.unet.config.block_out_channels[0] * 4,
+            token_count=self.tokens.shape[1],
         )
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:

@@ -21,7 +21,7 @@ class TextAdapter(BaseModule):
 
     Args:
         token_channels: width of the tokens. DiffusionBackbone fills it in.
-        time_channels: not used; what DiffusionBackbone says to every conditioner.
+        time_channels, token_count: not used; what DiffusionBackbone says to every conditioner.
         gamma: what every entry of the learned vector begins with. At 0 the tokens stay as they are.
     """
 
@@ -30,6 +30,7 @@ class TextAdapter(BaseModule):
         token_channels: int,
         time_channels: int | None = None,
         gamma: float = 1e-4,
+        token_count: int | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
