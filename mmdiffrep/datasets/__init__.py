@@ -1,4 +1,4 @@
-"""Data sets and transforms. Those that subclass mmseg's are there where mmseg is."""
+"""Data sets and transforms. Those that subclass mmseg's or mmdet's are there where those are."""
 
 from importlib.util import find_spec
 
@@ -12,3 +12,8 @@ if find_spec('mmseg') is not None:
     from .segmentation import CamVidDataset, SegFolder, ToyScenesDataset
 
     __all__ += ['CamVidDataset', 'SegFolder', 'ToyScenesDataset']
+
+if find_spec('mmdet') is not None:
+    from .panoptic import PanopticDataset
+
+    __all__ += ['PanopticDataset']

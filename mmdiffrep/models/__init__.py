@@ -1,5 +1,12 @@
-"""Registered models: denoisers, adapters, backbones, conditioners, pre-trainers."""
+"""Registered models: denoisers, adapters, backbones, conditioners, pre-trainers; open-vocabulary ones where mmdet is."""
+
+from importlib.util import find_spec
 
 from . import adapters, backbones, conditioners, denoisers, pretrainers
 
 __all__ = ['adapters', 'backbones', 'conditioners', 'denoisers', 'pretrainers']
+
+if find_spec('mmdet') is not None:
+    from . import openvocab
+
+    __all__ += ['openvocab']

@@ -25,7 +25,9 @@ def check_image(image: Tensor, channels: int) -> None:
     )
 
 
-def check_range(rgb: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+def check_range(
+    rgb: Tensor, mean: Sequence[float], std: Sequence[float], backbone: str = 'DiffusionBackbone'
+) -> None:
     """Warn if images, mapped to [-1, 1] by the configured mean and std, are not plausibly there."""
     low, high = (((value + 1) * 127.5).item() for value in rgb.detach().aminmax())
     told = f'image_mean={[round(x, 3) for x in mean]}, image_std={[round(x, 3) for x in std]}'
@@ -38,7 +40,7 @@ def check_range(rgb: Tensor, mean: Sequence[float], std: Sequence[float]) -> Non
     else:
         return
     warnings.warn(
-        f'DiffusionBackbone: the first batch\'s images, with its {told} undone, {problem}. A diffusion network fed with '
+        f'{backbone}: the first batch\'s images, with its {told} undone, {problem}. A pre-trained network fed with '
         "another range gives wrong features silently. Set the backbone's image_mean and image_std to the data preprocessor's "
         'mean and std (images that come in [0, 255] unnormalised: mean 0, std 1; in [0, 1]: mean 0, std 255; '
         'in [-1, 1]: 127.5 and 127.5)',
@@ -61,7 +63,9 @@ def _picture_like(rgb: Tensor, span: float) -> bool:
 _finished: list[Any] = []  # handles of watches that have seen their optimizer
 
 
-def watch_learning_rate(parameters: Sequence[nn.Parameter]) -> None:
+def watch_learning_rate(
+    parameters: Sequence[nn.Parameter], backbone: str = 'DiffusionBackbone'
+) -> None:
     """At the next optimizer step, warn if ``parameters`` (the adapter's) learn much more slowly than the rest.
 
     Stock configs often give ``backbone`` a tenth of the rate; the adapter inside it is trained from scratch and needs all of it.
@@ -89,7 +93,7 @@ def watch_learning_rate(parameters: Sequence[nn.Parameter]) -> None:
         if outside and min(inside) < 0.5 * max(outside):
             factor = min(inside) / max(outside)
             warnings.warn(
-                f'the adapter inside DiffusionBackbone learns at {min(inside):.3g}, {factor:.2g} times the rate of the head '
+                f'the adapter inside {backbone} learns at {min(inside):.3g}, {factor:.2g} times the rate of the head '
                 f"({max(outside):.3g}): the schedule's factor for 'backbone' was meant for pre-trained weights, the adapter has "
                 "none. Set optim_wrapper.paramwise_cfg.custom_keys['backbone.adapter'] = dict(lr_mult=1.0)",
                 stacklevel=2,

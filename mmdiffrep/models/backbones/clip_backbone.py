@@ -103,7 +103,7 @@ class ClipBackbone(BaseModule):
         check_image(image, 3)
         if self.training and self.adapter is not None and not self._lr_watched:
             self._lr_watched = True
-            watch_learning_rate(list(self.adapter.parameters()))
+            watch_learning_rate(list(self.adapter.parameters()), 'ClipBackbone')
         maps = self.features(image)
         return maps if self.adapter is None else self.adapter(maps, tuple(image.shape[-2:]))
 
@@ -123,7 +123,8 @@ class ClipBackbone(BaseModule):
         rgb = rgb.flip(1) if self.bgr else rgb
         if not (self._range_checked or rgb.is_meta):
             self._range_checked = True
-            check_range(rgb, self.image_mean.flatten().tolist(), self.image_std.flatten().tolist())
+            told = (x.flatten().tolist() for x in (self.image_mean, self.image_std))
+            check_range(rgb, *told, backbone='ClipBackbone')
         return rgb
 
     @contextlib.contextmanager
