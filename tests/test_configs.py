@@ -19,7 +19,8 @@ from torch import nn
 import mmdiffrep  # noqa: F401  before the toolkits
 from mmdiffrep.diffusion import model_files, tracing
 from mmdiffrep.diffusion.denoiser import Denoiser
-from mmdiffrep.models.backbones import DiffusionBackbone
+from mmdiffrep.datasets.toyscenes.classes import HELD_OUT
+from mmdiffrep.models.backbones import ClipBackbone, DiffusionBackbone
 from mmdiffrep.registry import DATASETS, MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -174,6 +175,10 @@ def offline(backbone):
     backbone = backbone.copy()
     if backbone['type'] == 'mmseg.TIMMBackbone':
         backbone['pretrained'] = False
+    if backbone['type'] == 'mmdiffrep.ClipBackbone':
+        backbone['random_seed'] = 0
+    if 'clip' in backbone.get('conditioner', {}):
+        backbone['conditioner'] = dict(backbone['conditioner'], clip=TOY_CLIP)
     backbone.pop('init_cfg', None)
     denoiser = dict(backbone.get('denoiser', {}))
     pretrained = denoiser.get('pretrained')
@@ -182,6 +187,17 @@ def offline(backbone):
     del denoiser['pretrained']
     backbone['denoiser'] = dict(denoiser, config=ARCHITECTURES[pretrained])
     return backbone
+
+
+TOY_CLIP = dict(name='mmdiffrep/toy-clip')
+
+
+def with_toy_words(model):
+    """An open-vocabulary model's config with the CLIP that ships in the place of one that would be fetched."""
+    if 'text' in model:
+        model.text = dict(encoder=dict(kind='open_clip', **TOY_CLIP))
+        model.clip = dict(model.clip, kind='attention', pretrained=None, **TOY_CLIP) if model.get('clip') else None
+    return model
 
 
 def first_consumer(model):
@@ -203,18 +219,20 @@ def test_the_model_builds_around_the_full_size_network(path):
     if 'backbone' not in model_config:
         pytest.skip('no model with a backbone')
     backbone_config = offline(model_config.backbone)
+    model_config = with_toy_words(model_config)
     model_config.backbone = dict(type='mmdiffrep.RawPixels')
     scope = config.default_scope
     registry = __import__(f'{scope}.registry').registry.MODELS
-    stock = backbone_config['type'] in ('mmseg.ResNet', 'mmseg.SwinTransformer')
+    stock = backbone_config['type'] in ('mmseg.ResNet', 'mmseg.SwinTransformer', 'mmdiffrep.ClipBackbone')
     with DefaultScope.overwrite_default_scope(scope), warnings.catch_warnings():
         warnings.filterwarnings('error', '.*(DiffusionBackbone|adapter)')
-        with torch.device('meta'):
+        # open_clip does not load onto the meta device
+        with torch.device('cpu' if 'text' in model_config else 'meta'):
             model = registry.build(model_config)
         with torch.device('meta' if stock else 'cpu'):
             model.backbone = backbone = registry.build(backbone_config)
     channels, strides = first_consumer(model_config)
-    if isinstance(backbone, DiffusionBackbone):
+    if isinstance(backbone, (DiffusionBackbone, ClipBackbone)):
         given, given_strides = backbone.out_channels, backbone.out_strides
         assert len(backbone.tap_infos) >= 2
     else:
@@ -227,7 +245,9 @@ def test_the_model_builds_around_the_full_size_network(path):
     classes = config.get('num_classes')
     if classes is not None and 'decode_head' in model_config:
         assert model.decode_head.num_classes == classes
-    if 'panoptic_head' in model_config:
+    if 'vocabulary' in model_config:
+        assert len(model.vocabulary) == config.get('num_things', 0) + config.get('num_stuff', 0) - len(config.get('held_out', HELD_OUT if 'toyscenes' in path.stem else []))
+    elif 'panoptic_head' in model_config:
         assert model.panoptic_head.num_classes == config.num_things + config.num_stuff
         assert model.panoptic_fusion_head.num_classes == model.panoptic_head.num_classes
 

@@ -14,7 +14,6 @@ test_pipeline = [*_base_.test_pipeline[:-1], dict(type='mmdet.PackDetInputs', me
 train_dataloader = dict(
     dataset=dict(
         type='mmdiffrep.PanopticDataset',
-        metainfo=None,
         vocabulary=vocabulary,
         pipeline=train_pipeline,
     )
@@ -22,7 +21,6 @@ train_dataloader = dict(
 val_dataloader = dict(
     dataset=dict(
         type='mmdiffrep.PanopticDataset',
-        metainfo=None,
         vocabulary='toyscenes',
         ann_file='annotations/panoptic_val_heldout.json',
         data_prefix=dict(img='images/val_heldout/', seg='annotations/panoptic_val_heldout/'),

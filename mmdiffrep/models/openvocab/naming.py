@@ -22,6 +22,7 @@ class Naming(nn.Module):
         encoder: of the text, see :func:`build_text_encoder`.
         templates: prompts that a name is put into.
         cache_dir: folder in which embeddings are kept between runs.
+        held_out: names left out of the vocabulary to train on.
 
     The buffer ``encoder_digest`` (SHA-256 of the encoder's fingerprint) goes into checkpoints and is compared when one is loaded.
     """
@@ -34,9 +35,12 @@ class Naming(nn.Module):
         encoder: Mapping[str, Any],
         templates: Any = 'none',
         cache_dir: str | None = None,
+        held_out: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.trained = Vocabulary.parse(vocabulary)
+        if held_out:
+            self.trained = self.trained.without(held_out)
         if list(self.trained.order) != sorted(self.trained.order):
             raise ValueError(
                 'the vocabulary to train on has stuff before things, while labels count things first: sort it (and the data '

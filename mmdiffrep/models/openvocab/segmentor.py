@@ -33,6 +33,7 @@ class OpenVocabSegmentor(BaseDetector):
             asked for where nothing else is said, and what makes a class a seen one.
         text: ``dict(encoder=dict(kind=…), templates='none', cache_dir=None)``: how names become embeddings.
         clip: ``dict(kind='attention'|'pool', name=…, templates='single', alpha=0.3, beta=0.7)``, or None: without.
+        held_out: names left out of the vocabulary, as the data set's.
         void: ``'odise'``: void's probability is taken beside the classes asked for; ``'fixed'``: beside those trained on, so that it
             does not change with the vocabulary.
         phrases: for training on captions: ``dict(count=8, method='rule', template='a photo of a {}.')``.
@@ -49,6 +50,7 @@ class OpenVocabSegmentor(BaseDetector):
         text: Mapping[str, Any],
         neck: Mapping[str, Any] | None = None,
         clip: Mapping[str, Any] | None = None,
+        held_out: Sequence[str] = (),
         void: str = 'odise',
         phrases: Mapping[str, Any] | None = None,
         train_cfg: Mapping[str, Any] | None = None,
@@ -62,7 +64,7 @@ class OpenVocabSegmentor(BaseDetector):
         self.backbone = MODELS.build(backbone)
         if neck is not None:
             self.neck = MODELS.build(neck)
-        self.naming = Naming(vocabulary, **text)
+        self.naming = Naming(vocabulary, held_out=held_out, **text)
         self.panoptic_head = MODELS.build(
             ConfigDict(panoptic_head, train_cfg=train_cfg, test_cfg=None, text_channels=self.naming.channels)
         )
