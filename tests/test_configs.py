@@ -17,9 +17,9 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 import mmdiffrep  # noqa: F401  before the toolkits
+from mmdiffrep.datasets.toyscenes.classes import HELD_OUT
 from mmdiffrep.diffusion import model_files, tracing
 from mmdiffrep.diffusion.denoiser import Denoiser
-from mmdiffrep.datasets.toyscenes.classes import HELD_OUT
 from mmdiffrep.models.backbones import ClipBackbone, DiffusionBackbone
 from mmdiffrep.registry import DATASETS, MODELS
 

@@ -278,10 +278,10 @@ def test_padding_changes_nothing_but_the_borders_rounding(model):
 def test_voids_share_is_fixed_if_asked():
     model = build(clip=None, void='fixed').eval()
     embeddings, masks = torch.randn(5, 64), torch.randn(5, 16, 16)
-    few, many = (model._name(embeddings, None, masks, None, Vocabulary.parse(v)) for v in ('cat', 'cat; dog; sky; red disc'))
+    few, many = (model._name(embeddings, None, masks, torch.zeros(3, 16, 16), Vocabulary.parse(v)) for v in ('cat', 'cat; dog; sky; red disc'))
     torch.testing.assert_close(few[:, -1], many[:, -1])
     model.void = 'odise'
-    few, many = (model._name(embeddings, None, masks, None, Vocabulary.parse(v)) for v in ('cat', 'cat; dog; sky; red disc'))
+    few, many = (model._name(embeddings, None, masks, torch.zeros(3, 16, 16), Vocabulary.parse(v)) for v in ('cat', 'cat; dog; sky; red disc'))
     assert (few[:, -1] - many[:, -1]).abs().max() > 1e-3
     torch.testing.assert_close(many.exp().sum(-1), torch.ones(5))
 

@@ -55,7 +55,7 @@ class PanopticDataset(CocoPanopticDataset):
         labels = self._labels(list(categories.values()))
         if all(label is None for label in labels.values()):
             raise ValueError(
-                f"{self.ann_file}: none of its {len(categories)} categories ({[c['name'] for c in content['categories'][:4]]}, …) is in "
+                f'{self.ann_file}: none of its {len(categories)} categories ({[c["name"] for c in content["categories"][:4]]}, …) is in '
                 f'the vocabulary ({list(self.vocabulary.names[:4])}, …)'
             )
         self.cat_ids = [id_ for id_, label in labels.items() if label is not None]
@@ -141,7 +141,9 @@ def _read(path: str, name: str) -> dict[str, Any]:
     content = json.loads(Path(path).read_text(encoding='utf-8'))
     missing = [part for part in ('images', 'annotations', 'categories') if part not in content]
     if missing:
-        raise ValueError(f'{name} lacks {missing}: a COCO panoptic file has images, annotations and categories')
+        raise ValueError(
+            f'{name} lacks {missing}: a COCO panoptic file has images, annotations and categories'
+        )
     if content['annotations'] and 'segments_info' not in content['annotations'][0]:
         raise ValueError(
             f'{name} holds instances, not panoptic segments: its annotations have no segments_info'
@@ -169,4 +171,3 @@ def _metainfo(vocabulary: Vocabulary, before: Mapping[str, Any]) -> dict[str, An
         classes=names, thing_classes=names[:things], stuff_classes=names[things:], palette=palette,
         vocabulary=vocabulary,
     )  # fmt: skip
-

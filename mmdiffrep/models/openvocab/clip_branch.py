@@ -43,7 +43,9 @@ class ClipBranch(nn.Module):
             dict(kind=kind, name=name, pretrained=pretrained, image_size=image_size)
         )
         self.banks = TextBanks(
-            build_text_encoder(dict(kind='open_clip', name=name, pretrained=pretrained)), templates, cache_dir
+            build_text_encoder(dict(kind='open_clip', name=name, pretrained=pretrained)),
+            templates,
+            cache_dir,
         )
 
     def fuse(

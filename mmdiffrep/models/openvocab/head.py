@@ -75,7 +75,9 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         self.void_weight = void_weight
         self.loss_grounding_weight = loss_grounding_weight
         width = self.query_feat.embedding_dim
-        self.mask_embedding = MaskPooledEmbedding(self.mask_embed[-1].out_features, width, embed_channels)
+        self.mask_embedding = MaskPooledEmbedding(
+            self.mask_embed[-1].out_features, width, embed_channels
+        )
         self.classifier = TextClassifier(text_channels, embed_channels)
         self.objectness = nn.Linear(width, 2) if supervision == 'captions' else None
 
@@ -90,7 +92,9 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         embeddings = self.mask_embedding(mask_feature, masks, queries)
         if self.objectness is not None:
             embeddings = torch.cat([embeddings, self.objectness(queries)], -1)
-        small = F.interpolate(masks.detach(), attn_mask_target_size, mode='bilinear', align_corners=False)
+        small = F.interpolate(
+            masks.detach(), attn_mask_target_size, mode='bilinear', align_corners=False
+        )
         hidden = (small < 0).flatten(2).unsqueeze(1).repeat(1, self.num_heads, 1, 1).flatten(0, 1)
         return embeddings, masks, hidden
 
@@ -157,12 +161,19 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         self.class_weight = [1.0] * self.num_classes + [self.void_weight]
         self.loss_cls.class_weight = self.class_weight
 
-    def _grounding(self, outputs: Sequence[HeadOutput], phrases: Sequence[Tensor]) -> dict[str, Tensor]:
-        words = [F.normalize(self.classifier.project(one.to(outputs[0].masks.device)), dim=-1) for one in phrases]
+    def _grounding(
+        self, outputs: Sequence[HeadOutput], phrases: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        words = [
+            F.normalize(self.classifier.project(one.to(outputs[0].masks.device)), dim=-1)
+            for one in phrases
+        ]
         names = [f'd{i}.loss_grounding' for i in range(len(outputs) - 1)] + ['loss_grounding']
         return {
             name: self.loss_grounding_weight
-            * grounding_loss(F.normalize(output.embeddings.float(), dim=-1), words, self.classifier.scale)
+            * grounding_loss(
+                F.normalize(output.embeddings.float(), dim=-1), words, self.classifier.scale
+            )
             for name, output in zip(names, outputs)
         }
 
@@ -171,5 +182,9 @@ def _cross_entropy(weight: float, class_weight: list[float]) -> Mapping[str, Any
     from mmengine import ConfigDict
 
     return ConfigDict(
-        type='mmdet.CrossEntropyLoss', use_sigmoid=False, loss_weight=weight, reduction='mean', class_weight=class_weight
+        type='mmdet.CrossEntropyLoss',
+        use_sigmoid=False,
+        loss_weight=weight,
+        reduction='mean',
+        class_weight=class_weight,
     )

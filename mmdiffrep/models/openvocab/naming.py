@@ -71,7 +71,7 @@ class Naming(nn.Module):
             differs = sorted(set(given.names) ^ set(self.trained.names)) or ['their order or kind']
             raise ValueError(
                 f"the data set's vocabulary ({len(given)} classes) is not the one that the model is trained on "
-                f"({len(self.trained)}); they differ in {differs[:6]}. Give model.vocabulary and the data set the same"
+                f'({len(self.trained)}); they differ in {differs[:6]}. Give model.vocabulary and the data set the same'
             )
 
     def bank(self, vocabulary: Vocabulary, device: torch.device | str) -> TextBank:
@@ -100,7 +100,9 @@ class Naming(nn.Module):
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         saved = state_dict.get(prefix + 'encoder_digest')
-        if saved is not None and not torch.equal(saved.to(self.encoder_digest.device), self.encoder_digest):
+        if saved is not None and not torch.equal(
+            saved.to(self.encoder_digest.device), self.encoder_digest
+        ):
             raise ValueError(
                 'this checkpoint was trained with another text encoder than the config names now '
                 f'({self.encoder.fingerprint[:60]}): give the one in model.text that it was trained with'

@@ -32,10 +32,19 @@ class Results:
         max_per_image: int = 100,
     ) -> None:
         self.panoptic, self.instance, self.semantic = panoptic, instance, semantic
-        self.object_mask_thr, self.overlap_thr, self.max_per_image = object_mask_thr, overlap_thr, max_per_image
+        self.object_mask_thr, self.overlap_thr, self.max_per_image = (
+            object_mask_thr,
+            overlap_thr,
+            max_per_image,
+        )
 
     def write(
-        self, sample: Any, log_probs: Tensor, masks: Tensor, size: tuple[int, int], vocabulary: Vocabulary
+        self,
+        sample: Any,
+        log_probs: Tensor,
+        masks: Tensor,
+        size: tuple[int, int],
+        vocabulary: Vocabulary,
     ) -> None:
         """Add the fields to a data sample.
 
@@ -50,7 +59,9 @@ class Results:
                 log_probs, masks, is_thing, self.object_mask_thr, self.overlap_thr, size
             )
             sample.set_field(dict(ids=ids, segments=segments), 'pred_panoptic')
-            sample.pred_panoptic_seg = PixelData(sem_seg=mmdet_ids(ids, segments, len(vocabulary))[None])
+            sample.pred_panoptic_seg = PixelData(
+                sem_seg=mmdet_ids(ids, segments, len(vocabulary))[None]
+            )
         if self.instance:
             sample.pred_instances = InstanceData(
                 **instances(log_probs, masks, is_thing, self.max_per_image, size)
@@ -66,7 +77,7 @@ def mmdet_ids(ids: Tensor, segments: list[dict[str, Any]], classes: int) -> Tens
     mmdet's format has no room for 1000 classes or more; ``pred_panoptic`` has.
     """
     offset = max(INSTANCE_OFFSET, classes + 1)
-    table = np.full(len(segments) + 1, classes, np.int64)
+    table: np.ndarray = np.full(len(segments) + 1, classes, np.int64)
     for number, segment in enumerate(segments, 1):
         table[number] = segment['category'] + offset * (number if segment['isthing'] else 0)
     return torch.from_numpy(table).to(ids.device)[ids.long()]

@@ -5,7 +5,7 @@ ODISE (Xu et al., CVPR 2023, https://arxiv.org/abs/2303.04803); the branch with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,7 +66,12 @@ class OpenVocabSegmentor(BaseDetector):
             self.neck = MODELS.build(neck)
         self.naming = Naming(vocabulary, held_out=held_out, **text)
         self.panoptic_head = MODELS.build(
-            ConfigDict(panoptic_head, train_cfg=train_cfg, test_cfg=None, text_channels=self.naming.channels)
+            ConfigDict(
+                panoptic_head,
+                train_cfg=train_cfg,
+                test_cfg=None,
+                text_channels=self.naming.channels,
+            )
         )
         self.naming.start_void(self.panoptic_head.classifier.void)
         self.clip = ClipBranch(**clip) if clip is not None else None
@@ -115,7 +120,9 @@ class OpenVocabSegmentor(BaseDetector):
             caption = caption[int(torch.randint(len(caption), ()))]
         found = noun_phrases(caption, settings['method']) or [caption]
         chosen = sample_phrases(found, settings['count'])
-        return self.naming.embed([settings['template'].format(phrase) for phrase in chosen]).to(device)
+        return self.naming.embed([settings['template'].format(phrase) for phrase in chosen]).to(
+            device
+        )
 
     # ---- prediction ------------------------------------------------------------------------------------------
 
@@ -137,12 +144,14 @@ class OpenVocabSegmentor(BaseDetector):
         for i, sample in enumerate(batch_data_samples):
             vocabulary = self.naming.parse(sample.metainfo.get('vocabulary'))
             height, width = sample.metainfo['img_shape'][:2]
-            masks = output.masks[i, :, :height, :width].float()  # what was padded is in neither masks nor image
+            masks = output.masks[
+                i, :, :height, :width
+            ].float()  # what was padded is in neither masks nor image
             log_probs = self._name(
                 output.embeddings[i],
                 output.objectness[i] if output.objectness is not None else None,
                 masks,
-                lambda h=height, w=width, i=i: self._rgb(batch_inputs[i, :, :h, :w]),
+                batch_inputs[i, :, :height, :width],
                 vocabulary,
             )
             size = tuple(sample.metainfo['ori_shape'][:2]) if rescale else (height, width)
@@ -157,10 +166,10 @@ class OpenVocabSegmentor(BaseDetector):
         embeddings: Tensor,
         objectness: Tensor | None,
         masks: Tensor,
-        rgb: Callable[[], Tensor],
+        image: Tensor,
         vocabulary: Vocabulary,
     ) -> Tensor:
-        """Log-probabilities (Q, K + 1) of the masks' classes and void."""
+        """Log-probabilities (Q, K + 1) of the classes and void, for masks (Q, H, W) of an image (3, H, W)."""
         device = embeddings.device
         logits = self.panoptic_head.classifier(embeddings, self.naming.bank(vocabulary, device))
         p_void = None
@@ -172,7 +181,7 @@ class OpenVocabSegmentor(BaseDetector):
         seen = torch.tensor(vocabulary.seen_in(self.naming.trained), device=device)
         if self.clip is None:  # the head alone
             return fuse(logits, torch.zeros_like(logits[:, :-1]), seen, 0, 0, p_void)
-        return self.clip.fuse(logits, p_void, rgb(), masks, vocabulary, seen)
+        return self.clip.fuse(logits, p_void, self._rgb(image), masks, vocabulary, seen)
 
     def _rgb(self, image: Tensor) -> Tensor:
         """An image (3, H, W) as the preprocessor left it -> RGB (3, H, W) in [0, 1]."""
@@ -186,5 +195,6 @@ class OpenVocabSegmentor(BaseDetector):
 
     def _forward(self, batch_inputs: Tensor, batch_data_samples: Any = None) -> Any:
         """The last decoder layer's embeddings (B, Q, C) and mask logits (B, Q, H, W)."""
-        return self.panoptic_head.predict(self.extract_feat(batch_inputs), tuple(batch_inputs.shape[-2:]))[:2]
-
+        return self.panoptic_head.predict(
+            self.extract_feat(batch_inputs), tuple(batch_inputs.shape[-2:])
+        )[:2]

@@ -46,7 +46,9 @@ class TextClassifier(nn.Module):
                 f'text embeddings of width {bank.embeddings.shape[1]} were given to a head of text_channels={self.text_channels}: '
                 'give the text encoder that it was made for'
             )
-        cosines = self.cosines(embeddings, torch.cat([bank.embeddings.to(self.void.device), self.void[None]]))
+        cosines = self.cosines(
+            embeddings, torch.cat([bank.embeddings.to(self.void.device), self.void[None]])
+        )
         classes = bank.class_scores(cosines[..., :-1])
         return self.scale * torch.cat([classes, cosines[..., -1:]], -1)
 
