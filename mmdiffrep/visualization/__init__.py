@@ -3,15 +3,18 @@
 from .canvas import contact_sheet, legend, text_picture, write_picture
 from .features import feature_sheet, pca_rgb, principal_components
 from .overlays import label_colours, overlay
+from .panoptic import draw_panoptic, segment_colours
 
 __all__ = [
     'contact_sheet',
+    'draw_panoptic',
     'feature_sheet',
     'label_colours',
     'legend',
     'overlay',
     'pca_rgb',
     'principal_components',
+    'segment_colours',
     'text_picture',
     'write_picture',
 ]
