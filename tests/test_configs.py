@@ -21,6 +21,7 @@ from mmdiffrep.datasets.toyscenes.classes import HELD_OUT
 from mmdiffrep.diffusion import model_files, tracing
 from mmdiffrep.diffusion.denoiser import Denoiser
 from mmdiffrep.models.backbones import ClipBackbone, DiffusionBackbone
+from mmdiffrep.openvocab.vocabulary import Vocabulary
 from mmdiffrep.registry import DATASETS, MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -209,7 +210,31 @@ def first_consumer(model):
     return [channels] if isinstance(channels, int) else list(channels), strides
 
 
-MODEL_CONFIGS = [path for path in CONFIGS if 'pretrain' not in path.parts]
+# a '_test_' config asks another one's model for other words
+MODEL_CONFIGS = [path for path in CONFIGS if 'pretrain' not in path.parts and '_test_' not in path.stem]
+TEST_CONFIGS = [path for path in CONFIGS if '_test_' in path.stem]
+
+
+@pytest.mark.parametrize('path', TEST_CONFIGS, ids=by_name)
+def test_words_that_are_asked_are_those_of_the_data(path):
+    config = read(path)
+    dataset = config.test_dataloader.dataset
+    asked = config.model.get('ask') or dataset.vocabulary
+    if asked.endswith('.json'):  # the user's
+        assert dataset.vocabulary == asked
+        return
+    vocabulary = Vocabulary.parse(asked)
+    kind = (DATASETS if dataset.type.startswith('mmdiffrep') else mmseg_datasets()).get(dataset.type)
+    if 'classes' in kind.METAINFO and not dataset.type.startswith('mmdiffrep'):
+        assert len(vocabulary) == len(kind.METAINFO['classes'])
+    assert str(len(vocabulary)) in path.stem or 'panoptic' in path.stem or len(vocabulary) == 19
+
+
+def mmseg_datasets():
+    import mmseg.datasets  # noqa: F401
+    from mmseg.registry import DATASETS as registry
+
+    return registry
 
 
 @pytest.mark.parametrize('path', MODEL_CONFIGS, ids=by_name)

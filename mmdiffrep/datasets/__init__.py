@@ -9,9 +9,21 @@ from .instance_crops import InstanceCrops
 __all__ = ['ImageCaptions', 'ImageFolder', 'InstanceCrops']
 
 if find_spec('mmseg') is not None:
-    from .segmentation import CamVidDataset, SegFolder, ToyScenesDataset
+    from .segmentation import (
+        CamVidDataset,
+        LoadWideAnnotations,
+        SegFolder,
+        ToyScenesDataset,
+        VocabularySegDataset,
+    )
 
-    __all__ += ['CamVidDataset', 'SegFolder', 'ToyScenesDataset']
+    __all__ += [
+        'CamVidDataset',
+        'LoadWideAnnotations',
+        'SegFolder',
+        'ToyScenesDataset',
+        'VocabularySegDataset',
+    ]
 
 if find_spec('mmdet') is not None:
     from .panoptic import PanopticDataset

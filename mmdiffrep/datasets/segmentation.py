@@ -1,14 +1,20 @@
-"""Semantic segmentation data sets for mmseg: a folder of images and masks, ToyScenes, CamVid; all with few-label subsets."""
+"""Semantic segmentation data sets for mmseg: a folder of images and masks, ToyScenes, CamVid; all with few-label subsets.
+
+For open-vocabulary models: one whose classes are a vocabulary's, and loading of labels beyond 255.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import mmengine.fileio as fileio
 import numpy as np
 from mmseg.datasets import BaseSegDataset
+from mmseg.datasets.transforms import LoadAnnotations
 
-from mmdiffrep.registry import DATASETS
+from mmdiffrep.openvocab.vocabulary import Vocabulary
+from mmdiffrep.registry import DATASETS, TRANSFORMS
 
 from .toyscenes.classes import SEMANTIC_CLASSES, SEMANTIC_PALETTE
 
@@ -43,6 +49,47 @@ class SegFolder(BaseSegDataset):
             )
         chosen = np.random.default_rng(self.subset_seed).permutation(len(records))
         return [records[i] for i in sorted(chosen[: self.num_labels])]
+
+
+@DATASETS.register_module()
+class VocabularySegDataset(SegFolder):
+    """Labels that count a vocabulary's classes in the order in which they are given.
+
+    Args:
+        vocabulary: anything that :meth:`Vocabulary.parse` takes, such as a JSON list of names.
+    """
+
+    def __init__(self, vocabulary: Any, **kwargs: Any) -> None:
+        parsed = Vocabulary.parse(vocabulary)
+        names = tuple(parsed.names[k] for k in parsed.place)
+        metainfo = dict(kwargs.pop('metainfo', None) or {}, classes=names)
+        super().__init__(metainfo=metainfo, **kwargs)
+
+
+@TRANSFORMS.register_module()
+class LoadWideAnnotations(LoadAnnotations):
+    """mmseg's ``LoadAnnotations`` without its cut to 8 bits: labels up to 65535, from PNG or TIFF images of one channel."""
+
+    def _load_seg_map(self, results: dict) -> None:
+        import cv2
+
+        path = results['seg_map_path']
+        content = np.frombuffer(fileio.get(path, backend_args=self.backend_args), np.uint8)
+        labels = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+        if labels is None or labels.ndim != 2:
+            raise ValueError(
+                f'{path} is not an image of one channel: shape {getattr(labels, "shape", None)}; labels are needed, of 8 or 16 bits'
+            )
+        labels = labels.astype(np.int64)
+        if results.get('label_map') is not None:
+            before = labels.copy()
+            for old, new in results['label_map'].items():
+                labels[before == old] = new
+        if self.reduce_zero_label or (self.reduce_zero_label is None and results['reduce_zero_label']):
+            nothing = 2**16 - 1
+            labels = np.where((labels == 0) | (labels == nothing), nothing, labels - 1)
+        results['gt_seg_map'] = labels
+        results['seg_fields'].append('gt_seg_map')
 
 
 @DATASETS.register_module()

@@ -1,7 +1,14 @@
-"""Metrics."""
+"""Metrics. Those that subclass mmseg's are there where mmseg is."""
+
+from importlib.util import find_spec
 
 from .panoptic_quality import PanopticQuality
 from .timestep_loss import TimestepLoss
 from .zero_shot import ZeroShotAccuracy
 
 __all__ = ['PanopticQuality', 'TimestepLoss', 'ZeroShotAccuracy']
+
+if find_spec('mmseg') is not None:
+    from .semantic_iou import SemanticIoU
+
+    __all__ += ['SemanticIoU']

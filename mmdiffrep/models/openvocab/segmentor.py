@@ -34,6 +34,7 @@ class OpenVocabSegmentor(BaseDetector):
         text: ``dict(encoder=dict(kind=…), templates='none', cache_dir=None)``: how names become embeddings.
         clip: ``dict(kind='attention'|'pool', name=…, templates='single', alpha=0.3, beta=0.7)``, or None: without.
         held_out: names left out of the vocabulary, as the data set's.
+        ask: the vocabulary that is asked for where an image says nothing, if not the one trained on.
         void: ``'odise'``: void's probability is taken beside the classes asked for; ``'fixed'``: beside those trained on, so that it
             does not change with the vocabulary.
         phrases: for training on captions: ``dict(count=8, method='rule', template='a photo of a {}.')``.
@@ -51,6 +52,7 @@ class OpenVocabSegmentor(BaseDetector):
         neck: Mapping[str, Any] | None = None,
         clip: Mapping[str, Any] | None = None,
         held_out: Sequence[str] = (),
+        ask: Any = None,
         void: str = 'odise',
         phrases: Mapping[str, Any] | None = None,
         train_cfg: Mapping[str, Any] | None = None,
@@ -65,6 +67,7 @@ class OpenVocabSegmentor(BaseDetector):
         if neck is not None:
             self.neck = MODELS.build(neck)
         self.naming = Naming(vocabulary, held_out=held_out, **text)
+        self.set_vocabulary(ask)
         self.panoptic_head = MODELS.build(
             ConfigDict(
                 panoptic_head,
