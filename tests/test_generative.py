@@ -110,7 +110,14 @@ def test_texts_are_drawn_as_by_diffusers(vae, text, tmp_path):
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)
     plain = sample(again, 2, 4, 'euler', size=8, generator=torch.Generator().manual_seed(3))
     assert (plain - got).abs().max() > 1e-3  # the text steers
+    # half the size on disk, and all parts still load in one precision
+    model.save(tmp_path / 'half', torch.float16)
+    half = StableDiffusionPipeline.from_pretrained(tmp_path / 'half', safety_checker=None)
+    half.scheduler = pipeline.scheduler
+    again = pictures(half, prompt=prompts, num_inference_steps=4, guidance_scale=3.0, height=8, width=8)
+    torch.testing.assert_close(again, wanted, rtol=0, atol=0.05)
     # the features' denoiser takes the same folder
+    again = GenerativeModel.load(tmp_path / 'saved').eval()
     denoiser = StableDiffusion(pretrained=str(tmp_path / 'saved'), prompt='a red star')
     x, t = torch.randn(1, 4, 4, 4), torch.tensor([300])
     with torch.no_grad():

@@ -267,6 +267,8 @@ class GenerativeModel(nn.Module):
             parts['tokenizer'] = self.frozen.text.tokenizer
         for name, part in parts.items():
             part.save_pretrained(folder / name)
+        if 'text_encoder' in parts:
+            _load_in_fp32(folder / 'text_encoder' / 'config.json')
         (folder / 'scheduler').mkdir()
         _write_json(folder / 'scheduler' / 'scheduler_config.json', self.schedule.to_config())
         if self.pipeline is not None:
@@ -280,6 +282,11 @@ class GenerativeModel(nn.Module):
             _write_json(folder / 'model_index.json', index)
         if self.num_classes is not None:
             _write_json(folder / META, dict(num_classes=self.num_classes))
+
+
+def _load_in_fp32(path: Path) -> None:
+    """transformers loads in the dtype that a config names, diffusers in fp32: a pipeline of both must not be of two."""
+    _write_json(path, {**json.loads(path.read_text(encoding='utf-8')), 'dtype': 'float32'})
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
