@@ -52,6 +52,7 @@ def test_the_files_own_categories_are_the_vocabulary(scenes):
     assert len(data) == 6 and len(data.vocabulary) == 43 and data.vocabulary.num_things == 36
     assert data.metainfo['thing_classes'] == data.vocabulary.names[:36]
     assert len(data.metainfo['palette']) == 43
+    json.dumps(data.metainfo)  # plain: checkpoints keep it, and are read with weights_only
 
 
 @pytest.mark.parametrize('shuffled', [False, True])

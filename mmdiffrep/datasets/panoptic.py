@@ -167,7 +167,7 @@ def _metainfo(vocabulary: Vocabulary, before: Mapping[str, Any]) -> dict[str, An
         tuple(colours.get(name, ((37 * i + 20) % 256, (91 * i + 60) % 256, (151 * i + 120) % 256)))
         for i, name in enumerate(names)
     ]
+    # plain values: a checkpoint keeps them, and is read with weights_only
     return dict(
-        classes=names, thing_classes=names[:things], stuff_classes=names[things:], palette=palette,
-        vocabulary=vocabulary,
-    )  # fmt: skip
+        classes=names, thing_classes=names[:things], stuff_classes=names[things:], palette=palette
+    )
