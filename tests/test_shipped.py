@@ -37,12 +37,13 @@ def test_untrained_twin_differs_and_has_another_fingerprint():
     assert not torch.equal(trained.unet.conv_in.weight, untrained.unet.conv_in.weight)
 
 
-def test_natural_unet_predicts_the_noise():
+@pytest.mark.parametrize(('name', 'side'), [('natural-unet', 64), ('cifar-unet', 32)])
+def test_networks_of_natural_images_predict_the_noise(name, side):
     """Of a smooth picture."""
-    denoiser = PixelUNet(pretrained='mmdiffrep/natural-unet')
-    y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing='ij')
+    denoiser = PixelUNet(pretrained=f'mmdiffrep/{name}')
+    y, x = torch.meshgrid(*[torch.linspace(-1, 1, side)] * 2, indexing='ij')
     image = torch.stack([(3 * x).sin() * y, 0.5 * y - 0.2, (x * x + y * y).clamp(max=1) - 0.5])[None]
-    noise, t = seeded_noise(0, 1, 0, (3, 64, 64))[None], torch.tensor([300])
+    noise, t = seeded_noise(0, 1, 0, (3, side, side))[None], torch.tensor([300])
     with torch.no_grad():
         error = (denoiser.run(denoiser.schedule.add_noise(image, noise, t), t, None) - noise).square().mean().item()
     assert error < 0.06  # predicting nothing costs 1
