@@ -200,6 +200,12 @@ def test_labels_of_another_vocabulary_are_refused():
         losses(model, vocabularies=['cat; dog', 'cat; dog'])
 
 
+def test_a_stuff_class_that_would_be_void_is_refused():
+    model = build(vocabulary='; '.join(f'thing {i} (stuff)' for i in range(256)))
+    with pytest.raises(ValueError, match='class 255 of the vocabulary'):
+        losses(model)
+
+
 def test_captions_train_masks_without_classes():
     model = build(**{'panoptic_head.supervision': 'captions'})
     data = batch()
@@ -210,6 +216,7 @@ def test_captions_train_masks_without_classes():
     assert 'loss_grounding' in found and 'd0.loss_grounding' in found
     sum(found.values()).backward()
     without = {name for name, p in model.named_parameters() if p.grad is None}
+    assert without == {name for name, p in model.named_parameters() if not p.requires_grad}
     assert without == {'panoptic_head.classifier.void'}
     result = predict(model.eval(), vocabularies=['cat; dog', 'a; b; c'])
     assert result[0].pred_panoptic['ids'].shape == (64, 64)

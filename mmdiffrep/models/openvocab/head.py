@@ -21,6 +21,7 @@ from .pooling import MaskPooledEmbedding
 from .text_classifier import TextClassifier
 
 SUPERVISIONS = ('labels', 'captions')
+VOID = 255  # in mmdet's maps of labels
 
 
 class HeadOutput(NamedTuple):
@@ -80,6 +81,8 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         )
         self.classifier = TextClassifier(text_channels, embed_channels)
         self.objectness = nn.Linear(width, 2) if supervision == 'captions' else None
+        if self.objectness is not None:  # it says what is void; DDP would wait for a gradient
+            self.classifier.void.requires_grad_(False)
 
     # ---- forward ---------------------------------------------------------------------------------------------
 
@@ -145,6 +148,11 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         """Instances with labels and masks, stuff included; without classes when trained on captions."""
         things = bank.vocabulary.num_things if bank is not None else 0
         total = len(bank.vocabulary) if bank is not None else 0
+        if things <= VOID < total:
+            raise ValueError(
+                f'class {VOID} of the vocabulary ({total} classes, {things} things) is stuff, which mmdet cannot label: {VOID} is its '
+                f'mark for void. Train on at most {VOID} classes, or on more than {VOID} things'
+            )
         self._set_classes(things, total - things)
         segments = [sample.gt_sem_seg if 'gt_sem_seg' in sample else None for sample in samples]
         targets = self.preprocess_gt([sample.gt_instances for sample in samples], segments)
