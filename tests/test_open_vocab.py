@@ -20,6 +20,7 @@ from mmdet.structures import DetDataSample  # noqa: E402
 from mmdet.structures.mask import BitmapMasks  # noqa: E402
 
 from mmdiffrep.models.openvocab.pooling import MaskPooledEmbedding  # noqa: E402
+from mmdiffrep.models.openvocab.results import mmdet_ids  # noqa: E402
 from mmdiffrep.models.openvocab.text_classifier import TextClassifier  # noqa: E402
 
 CONFIG = 'configs/odise/odise_toy-unet_1500i_toyscenes-64x64.py'
@@ -280,6 +281,55 @@ def test_padding_changes_nothing_but_the_borders_rounding(model):
     result = model.test_step(data)[0]
     assert result.pred_panoptic['ids'].shape == (48, 48)
     assert result.pred_sem_seg.sem_seg.shape == (1, 48, 48)
+
+
+def test_clip_counts_for_seen_and_unseen_as_configured(model):
+    """Against the fusion written out for one mask."""
+    vocabulary = Vocabulary.parse('red disc; purple cross; sky (stuff)')
+    torch.manual_seed(0)
+    embeddings, masks, image = torch.randn(4, 64), torch.randn(4, 32, 32) * 3, torch.rand(3, 32, 32)
+    bgr = (image.flip(0) * 255).round()
+    normalised = (bgr.flip(0) - model.data_preprocessor.mean) / model.data_preprocessor.std
+    with torch.no_grad():
+        got = model._name(embeddings, None, masks, normalised, vocabulary).exp()
+        logits = model.panoptic_head.classifier(embeddings, model.naming.bank(vocabulary, 'cpu'))
+    bank = model.clip.banks(vocabulary)
+    shown = model.clip.classifier(((image * 255).round() / 255)[None], [masks.sigmoid()])[0]
+    for q in range(4):
+        p = logits[q].double().softmax(-1)
+        head = p[:3] / p[:3].sum()
+        scores = [float(shown[q] @ t) * model.clip.classifier.logit_scale for t in bank.embeddings]
+        clip = torch.tensor(scores).double().softmax(-1)
+        share = torch.tensor([0.3, 0.7, 0.3])  # only 'purple cross' is new
+        mixed = head ** (1 - share) * clip**share
+        wanted = mixed / mixed.sum() * (1 - p[3])
+        torch.testing.assert_close(got[q, :3].double(), wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_clip_and_masks_see_the_image_without_its_padding(model, monkeypatch):
+    seen = []
+
+    def spy(logits, p_void, rgb, masks, *_):
+        seen.append((rgb, masks))
+        return torch.zeros(len(logits), logits.shape[1]).log_softmax(-1)
+
+    monkeypatch.setattr(model.clip, 'fuse', spy)
+    large, small = batch(1, 64), batch(1, 40, seed=5)
+    predict_both = dict(inputs=large['inputs'] + small['inputs'], data_samples=large['data_samples'] + small['data_samples'])
+    with torch.no_grad():
+        found = model.test_step(predict_both)
+    assert [tuple(rgb.shape) for rgb, _ in seen] == [(3, 64, 64), (3, 40, 40)]
+    assert [tuple(masks.shape[1:]) for _, masks in seen] == [(64, 64), (40, 40)]
+    for (rgb, _), image in zip(seen, predict_both['inputs']):
+        torch.testing.assert_close(rgb, image.flip(0) / 255, rtol=0, atol=1e-5)
+    assert found[1].pred_panoptic['ids'].shape == (40, 40)
+
+
+def test_mmdets_map_numbers_things_and_not_stuff():
+    ids = torch.tensor([[0, 1, 2, 3]])
+    segments = [dict(id=1, category=4, isthing=True), dict(id=2, category=4, isthing=True), dict(id=3, category=6, isthing=False)]
+    assert mmdet_ids(ids, segments, 7).tolist() == [[7, 4 + 1000, 4 + 2000, 6]]
+    assert mmdet_ids(ids, segments, 1500).tolist() == [[1500, 4 + 1501, 4 + 2 * 1501, 6]]
 
 
 def test_voids_share_is_fixed_if_asked():
