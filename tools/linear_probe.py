@@ -122,12 +122,16 @@ def _write(args: argparse.Namespace, taps: list[str], tables: dict, pixels: list
                 writer.writerow([name, taps[row], times[k], seed, f'{value:.3f}'])
         writer.writerows(['pixels 8×8', '', '', seed, f'{value:.3f}'] for seed, value in enumerate(pixels))
     lines = []
+
+    def spread(mean: float, deviation: float, digits: int = 1) -> str:
+        return f'{mean:.{digits}f} ± {deviation:.{digits}f}' if args.seeds > 1 else f'{mean:.{digits}f}'
+
     for name, table in tables.items():
         mean, deviation = table.mean(2), table.std(2)
-        rows = [[tap, *(f'{m:.1f} ± {d:.1f}' for m, d in zip(mean[r], deviation[r]))] for r, tap in enumerate(taps)]
+        rows = [[tap, *map(spread, mean[r], deviation[r])] for r, tap in enumerate(taps)]
         best = np.unravel_index(mean.argmax(), mean.shape)
         lines += [f'{name}: best {mean.max():.2f} at {taps[best[0]]}, t = {times[best[1]]}', format_table(['tap', *times], rows), '']
-    lines.append(f'pixels, averaged to 8×8: {np.mean(pixels):.2f} ± {np.std(pixels):.2f}; chance {100 / classes:.1f}')
+    lines.append(f'pixels, averaged to 8×8: {spread(np.mean(pixels), np.std(pixels), 2)}; chance {100 / classes:.1f}')
     text = '\n'.join(lines)
     (out / 'probe.txt').write_text(text + '\n', encoding='utf-8')
     (out / 'probe.json').write_text(json.dumps({**vars(args), 'seconds': round(seconds)}, indent=2) + '\n', encoding='utf-8')
