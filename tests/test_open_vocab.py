@@ -325,6 +325,13 @@ def test_clip_and_masks_see_the_image_without_its_padding(model, monkeypatch):
     assert found[1].pred_panoptic['ids'].shape == (40, 40)
 
 
+def test_images_that_stay_bgr_are_turned_for_clip():
+    model = build(**{'data_preprocessor.bgr_to_rgb': False, 'data_preprocessor.mean': [1.0, 2.0, 3.0], 'data_preprocessor.std': [2.0] * 3})
+    image = batch(1)['inputs'][0]
+    data = model.data_preprocessor(batch(1), False)
+    torch.testing.assert_close(model._rgb(data['inputs'][0]), image.flip(0) / 255, rtol=0, atol=1e-5)
+
+
 def test_mmdets_map_numbers_things_and_not_stuff():
     ids = torch.tensor([[0, 1, 2, 3]])
     segments = [dict(id=1, category=4, isthing=True), dict(id=2, category=4, isthing=True), dict(id=3, category=6, isthing=False)]

@@ -98,6 +98,20 @@ def test_what_is_held_out_belongs_to_nothing(scenes):
             assert (set(np.unique(labels[ids == number])) == {255}) == (name in held)
 
 
+def test_a_crowd_is_no_mask_to_learn_and_no_stuff(scenes, tmp_path):
+    content = json.loads((scenes / 'annotations/panoptic_train.json').read_text())
+    things = {c['id'] for c in content['categories'] if c['isthing']}
+    segments = content['annotations'][0]['segments_info']
+    crowd = next(s for s in segments if s['category_id'] in things)
+    crowd['iscrowd'] = 1
+    (tmp_path / 'crowd.json').write_text(json.dumps(content))
+    before, after = build(scenes)[0]['data_samples'], build(scenes, tmp_path / 'crowd.json')[0]['data_samples']
+    assert len(after.gt_instances.masks.masks) == len(before.gt_instances.masks.masks) - 1
+    ids, _ = truth(scenes, 0)
+    labels = after.gt_sem_seg.sem_seg.numpy()[0]
+    assert labels[ids == crowd['id']].max() < 36  # a thing's label, which is never made a stuff mask
+
+
 def test_captions_come_with_the_images(scenes):
     data = build(scenes, caption_file='annotations/captions_train.json')
     captions = json.loads((scenes / 'annotations/captions_train.json').read_text())['annotations']
