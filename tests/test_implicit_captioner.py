@@ -156,7 +156,7 @@ def test_wrong_towers(tmp_path):
         (dict(name='ViT-B-31', random_seed=0), ValueError, "'ViT-B-31' is unknown to open_clip. Nearest: .*ViT-B-32"),
         (dict(name='ViT-B-32'), ValueError, "'ViT-B-32' needs weights"),
         (dict(name=str(tmp_path), kind='transformers'), FileNotFoundError, 'cannot be loaded by transformers'),
-        (dict(name=str(tmp_path), random_seed=0), FileNotFoundError, 'Give a folder of open_clip'),
+        (dict(name=str(tmp_path), random_seed=0), FileNotFoundError, "Give a folder in open_clip's format"),
     ]:
         with pytest.raises(kind, match=message):
             load_image_tower(**options)

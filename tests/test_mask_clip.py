@@ -524,5 +524,5 @@ def test_towers_that_do_not_fit(transformers_clip, tmp_path):
         MaskAttentionClip(tmp_path, 'openai', library='transformers')
     with pytest.raises(ValueError, match='masks_at_once=0'):
         MaskAttentionClip(masks_at_once=0)
-    with pytest.raises(NotImplementedError):
-        MaskClassifier().embed([], [])
+    with pytest.raises(TypeError, match='abstract'):
+        MaskClassifier()

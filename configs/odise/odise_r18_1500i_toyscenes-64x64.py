@@ -1,15 +1,13 @@
 # A stock backbone from scratch, all else equal.
-_base_ = ['odise_toy-unet_1500i_toyscenes-64x64.py']
+_base_ = [
+    '../_base_/models/odise-small.py',
+    '../_base_/models/r18-backbone.py',
+    '../_base_/datasets/toyscenes_open-panoptic-64x64.py',
+    '../_base_/schedules/mask2former_1500i.py',
+    '../_base_/default_runtime_det.py',
+]
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmseg.ResNet',
-        depth=18,
-        num_stages=4,
-        out_indices=(0, 1, 2, 3),
-        norm_cfg=dict(type='BN', requires_grad=True),
-        norm_eval=False,
-        style='pytorch',
-    ),
+    backbone=_base_.backbone,
     panoptic_head=dict(in_channels=[64, 128, 256, 512]),
+    vocabulary=_base_.vocabulary,
 )

@@ -1,15 +1,13 @@
 # A stock backbone from scratch, all else equal.
-_base_ = ['odise_natural-unet_600i_coco-mini-160x160.py']
+_base_ = [
+    '../_base_/models/odise-small.py',
+    '../_base_/models/r18-backbone.py',
+    '../_base_/datasets/coco-mini_open-panoptic-160x160.py',
+    '../_base_/schedules/mask2former_600i.py',
+    '../_base_/default_runtime_det.py',
+]
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmseg.ResNet',
-        depth=18,
-        num_stages=4,
-        out_indices=(0, 1, 2, 3),
-        norm_cfg=dict(type='BN', requires_grad=True),
-        norm_eval=False,
-        style='pytorch',
-    ),
+    backbone=_base_.backbone,
     panoptic_head=dict(in_channels=[64, 128, 256, 512]),
+    **_base_.naming,
 )

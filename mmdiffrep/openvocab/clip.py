@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmdiffrep.diffusion.loading import locate, shipped_models
+from mmdiffrep.diffusion.loading import locate, read_json, shipped_models
 
 from .tokenizer import open_clip, save_tokenizer
 
@@ -47,6 +47,30 @@ def build_clip(config: Mapping[str, Any]) -> nn.Module:
         return open_clip().CLIP(**plain(config))
     except TypeError as error:
         raise ValueError(f'clip config does not fit open_clip.CLIP: {error}') from error
+
+
+def clip_architecture(name: str) -> dict[str, Any]:
+    """open_clip's model config of an architecture's name, or of a folder or short name that has one.
+
+    Raises:
+        FileNotFoundError: a folder without one.
+        ValueError: open_clip knows no such architecture.
+    """
+    if name.startswith('mmdiffrep/') or Path(name).expanduser().is_dir():
+        file = locate(name).path / CONFIG
+        if not file.is_file():
+            raise FileNotFoundError(f"{name!r}: {file} is not there. Give a folder in open_clip's format")
+        return read_json(file)['model_cfg']
+    config = open_clip().get_model_config(name)
+    if config is None:
+        raise ValueError(f'CLIP {name!r} is unknown to open_clip. Nearest: {_nearest(name)}')
+    return plain(config)
+
+
+def _nearest(name: str) -> list[str]:
+    from difflib import get_close_matches
+
+    return get_close_matches(name, open_clip().list_models(), 3, 0.4)
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,15 +176,12 @@ def _folder(name: str) -> Path:
 
 def _check_tag(package: Any, name: str, pretrained: str | None) -> None:
     if name not in package.list_models():
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, package.list_models(), 3, 0.4)
         if '/' in name or Path(name).suffix:
             raise FileNotFoundError(
                 f'CLIP {name!r}: no such folder. Shipped: {_shipped()}; from the hub: hf-hub:org/name'
             )
         raise ValueError(
-            f'CLIP {name!r} is unknown to open_clip. Nearest: {near}; shipped: {_shipped()}'
+            f'CLIP {name!r} is unknown to open_clip. Nearest: {_nearest(name)}; shipped: {_shipped()}'
         )
     tags = package.list_pretrained_tags_by_model(name)
     if pretrained is None:

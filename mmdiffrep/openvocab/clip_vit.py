@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ Size = tuple[int, int]
 LOGIT_SCALE = 100.0  # what nearly all CLIP models end at, being their bound
 
 
-class VisionTransformer:
+class VisionTransformer(ABC):
     """A frozen CLIP image transformer. Not a module, so that nothing that holds one has it in its checkpoint.
 
     Attributes:
@@ -44,17 +45,17 @@ class VisionTransformer:
     std: tuple[float, ...]
     logit_scale: float
 
+    @abstractmethod
     def tokens(self, image: Tensor) -> Tensor:
         """Normalised image (B, 3, H, W) -> (B, 1 + h * w, C): the class token and the patches as the first block gets them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def blocks(self, x: Tensor, attention: Tensor) -> Tensor:
         """Tokens (B, L, C) through all blocks, with what is added to the attention's logits (B, L, L)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def project(self, x: Tensor) -> Tensor:
         """Class tokens (…, C) -> embeddings (…, width), not normalised."""
-        raise NotImplementedError
 
 
 def resized_positions(positions: Tensor, old: Size, new: Size) -> Tensor:

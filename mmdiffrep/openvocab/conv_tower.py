@@ -5,8 +5,6 @@ Yu et al., Convolutions Die Hard: Open-Vocabulary Segmentation with Single Froze
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mmdiffrep.diffusion.extraction import pad_to_multiple
-from mmdiffrep.diffusion.loading import locate, read_json
 from mmdiffrep.diffusion.model_files import random_fingerprint
 from mmdiffrep.diffusion.seeding import seeded
 
-from .clip import CONFIG, build_clip, load_clip, plain
+from .clip import build_clip, clip_architecture, load_clip, plain
+from .hashing import weights_hash
 from .tokenizer import open_clip
 
 STRIDES = (4, 8, 16, 32)  # of the four stages, image pixels per map pixel
@@ -53,7 +51,7 @@ class ConvTower(nn.Module):
         self.mean = tuple(getattr(visual, 'image_mean', None) or constants.OPENAI_DATASET_MEAN)
         self.std = tuple(getattr(visual, 'image_std', None) or constants.OPENAI_DATASET_STD)
         trunk, channels, first = _staged(visual)
-        self.fingerprint = fingerprint or _digest(trunk, (self.mean, self.std))
+        self.fingerprint = fingerprint or weights_hash(trunk, self.mean, self.std)
         self.channels = [channels[k] for k in self.stages]
         self.strides = [STRIDES[k] for k in self.stages]
         self.indices = [first + k for k in self.stages]  # as forward_intermediates counts
@@ -102,30 +100,12 @@ def load_conv_tower(
         model: Any = load_clip(name, pretrained)[0]
         return ConvTower(model.visual, stages)
     seed = random_seed or 0
-    known = _architecture(str(name)) if config is None else plain(config)
+    known = clip_architecture(str(name)) if config is None else plain(config)
     # of the words nothing is used: dropping them keeps a full-size text tower from being drawn
     known = {key: known[key] for key in ('embed_dim', 'vision_cfg') if key in known}
     with seeded(seed):
         model = build_clip(dict(known, text_cfg=NO_TEXT))
     return ConvTower(model.visual, stages, random_fingerprint(seed, known))
-
-
-def _architecture(name: str) -> dict[str, Any]:
-    """open_clip's model config of an architecture's name, or of a folder that has one."""
-    if name.startswith('mmdiffrep/') or Path(name).expanduser().is_dir():
-        file = locate(name).path / CONFIG
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"{name!r}: {file} is not there. Give a folder in open_clip's format"
-            )
-        return read_json(file)['model_cfg']
-    config = open_clip().get_model_config(name)
-    if config is None:
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, open_clip().list_models(), 3, 0.4)
-        raise ValueError(f'CLIP {name!r} is unknown to open_clip. Nearest: {near}')
-    return plain(config)
 
 
 def _checked(stages: Sequence[int]) -> list[int]:
@@ -164,12 +144,3 @@ def _cut(trunk: Any, indices: Sequence[int]) -> None:
     for k in range(indices[-1] + 1, len(STRIDES) + 1):  # a ModifiedResNet's layers count from 1
         setattr(trunk, f'layer{k}', nn.Identity())
     trunk.attnpool = None
-
-
-def _digest(module: nn.Module, more: Any) -> str:
-    """SHA-256 of the names, types, shapes and values of all weights, and of what else is given."""
-    found = hashlib.sha256(json.dumps(more).encode())
-    for key, value in sorted(module.state_dict().items()):
-        found.update(f'{key} {value.dtype} {tuple(value.shape)}'.encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return f'sha256:{found.hexdigest()}'

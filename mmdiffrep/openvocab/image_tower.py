@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdiffrep.diffusion.loading import locate
 from mmdiffrep.diffusion.model_files import random_fingerprint
 from mmdiffrep.diffusion.seeding import seeded
 
-from .clip import build_clip, load_clip, plain
-from .tokenizer import open_clip
+from .clip import build_clip, clip_architecture, load_clip
+from .hashing import weights_hash
 
 KINDS = ('open_clip', 'transformers')
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
@@ -112,7 +109,7 @@ def load_image_tower(
     else:
         tower = _of_open_clip(str(name), pretrained, random_seed)
     if not tower.fingerprint:
-        tower.fingerprint = f'{tower.network.__class__.__name__} sha256:{_digest(tower.network)}'
+        tower.fingerprint = f'{type(tower.network).__name__} {weights_hash(tower.network)}'
     return tower.to(DTYPES[dtype])
 
 
@@ -121,7 +118,7 @@ def _of_open_clip(name: str, pretrained: str | None, random_seed: int | None) ->
     if random_seed is None:
         model: Any = load_clip(name, pretrained)[0]
     else:
-        config = _architecture(name)
+        config = clip_architecture(name)
         fingerprint = random_fingerprint(random_seed, config)
         with seeded(random_seed):
             model = build_clip(config)
@@ -138,22 +135,6 @@ def _of_open_clip(name: str, pretrained: str | None, random_seed: int | None) ->
             visual.eval()
             width = visual(torch.zeros(1, 3, *size)).shape[1]
     return ImageTower(visual, width, size, tuple(mean), tuple(std), fingerprint)
-
-
-def _architecture(name: str) -> dict[str, Any]:
-    """open_clip's model config of an architecture's name, or of a folder that has one."""
-    if name.startswith('mmdiffrep/') or Path(name).expanduser().is_dir():
-        file = locate(name).path / 'open_clip_config.json'
-        if not file.is_file():
-            raise FileNotFoundError(f'{name!r}: {file} is not there. Give a folder of open_clip')
-        return json.loads(file.read_text(encoding='utf-8'))['model_cfg']
-    config = open_clip().get_model_config(name)
-    if config is None:
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, open_clip().list_models(), 3, 0.4)
-        raise ValueError(f'CLIP {name!r} is unknown to open_clip. Nearest: {near}')
-    return plain(config)
 
 
 def _of_transformers(name: str, random_seed: int | None) -> ImageTower:
@@ -202,14 +183,3 @@ class _Embeds(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.model(pixel_values=pixels).image_embeds
-
-
-def _digest(module: nn.Module) -> str:
-    """SHA-256 of names, shapes, types and values of all weights."""
-    found = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
-        found.update(f'{key} {tuple(value.shape)} {value.dtype}'.encode())
-        if not value.is_meta:
-            raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            found.update(memoryview(raw.numpy()))
-    return found.hexdigest()

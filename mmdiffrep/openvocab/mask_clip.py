@@ -7,7 +7,7 @@ features, is in ``mask_pool.py``.
 
 from __future__ import annotations
 
-import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .clip_vit import Size, VisionTransformer, find_vit
+from .hashing import weights_hash
 
 HIDDEN = float('-inf')
 
 
-class MaskClassifier:
+class MaskClassifier(ABC):
     """Embeds what masks show: ``classifier(images, masks)``, to be compared with text embeddings of the same CLIP.
 
     Frozen, in eval mode, fp32, without gradients. No ``nn.Module``: a model that holds one neither saves, trains nor copies it. It
@@ -59,9 +60,9 @@ class MaskClassifier:
                 [m.to(i.device, torch.float32) for i, m in zip(images, masks)],
             )
 
+    @abstractmethod
     def embed(self, images: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
         """What :meth:`__call__` does, its input checked, in fp32 and on one device."""
-        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
@@ -224,11 +225,6 @@ def pair(size: int | Sequence[int], multiple: Size) -> Size:
 
 
 def content_hash(classifier: MaskClassifier, *more: Any) -> str:
-    """SHA-256 of a classifier's kind, weights and normalisation, and of what else is given."""
-    digest = hashlib.sha256(
-        repr((type(classifier).__name__, classifier.mean, classifier.std, more)).encode()
-    )
-    for name, value in sorted(classifier.module.state_dict().items()):
-        digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return f'sha256:{digest.hexdigest()}'
+    """What decides a classifier's embeddings: its kind, weights and normalisation, and what else is given."""
+    kind = type(classifier).__name__
+    return weights_hash(classifier.module, kind, classifier.mean, classifier.std, *more)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mmdiffrep.diffusion.weights import WeightFile
 
+from .hashing import digest, tensor_bytes
 from .names import clean, key, nearest, settle, unique
-from .text_base import TextEncoder, digest, tensor_bytes
+from .text_base import TextEncoder
 
 
 class SavedText(TextEncoder):

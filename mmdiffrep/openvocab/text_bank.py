@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .hashing import digest
 from .prompts import fill, templates
-from .text_base import TextEncoder, digest
+from .text_base import TextEncoder
 from .vocabulary import Vocabulary
 
 MAX_ROWS = 20_000  # single names that stay in memory, 3 kB each

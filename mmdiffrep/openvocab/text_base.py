@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .hashing import digest, tensor_bytes
 
 PROGRESS_FROM = 2000  # texts
 # what a tokenizer does with these belongs to its fingerprint
@@ -21,7 +23,7 @@ PROBES = [
 ]
 
 
-class TextEncoder:
+class TextEncoder(ABC):
     """Texts -> (N, width) fp32 on the CPU, unit norm, without gradient.
 
     Not an ``nn.Module``, and never one of a model's own: a model that holds an encoder has none of its weights in a checkpoint, and a
@@ -50,9 +52,9 @@ class TextEncoder:
             return torch.zeros(0, self.width)
         return F.normalize(self._embed(list(texts)), dim=-1)
 
+    @abstractmethod
     def _embed(self, texts: list[str]) -> Tensor:
         """(N, width) fp32 on the CPU, of any norm."""
-        raise NotImplementedError
 
     def knows(self, text: str) -> bool:
         """Whether it has an embedding of a text."""
@@ -62,7 +64,7 @@ class TextEncoder:
         """The embedding of the empty text (width,), from which a learned void starts; zeros where there is none."""
         return self([''])[0]
 
-    def release(self) -> None:
+    def release(self) -> None:  # noqa: B027  without a network there is nothing to drop
         """Drop the network from memory; the next text loads it again."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TextEncoder:
@@ -93,17 +95,17 @@ class NetworkEncoder(TextEncoder):
             *_tokenizer_content(self._vocabulary(tokenizer), self._ids(tokenizer, PROBES)),
         )
 
+    @abstractmethod
     def _load(self) -> tuple[nn.Module, Any]:
         """(network, tokenizer)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _run(self, network: Any, tokenizer: Any, texts: list[str]) -> Tensor:
         """(N, width) of one batch, on any device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _ids(self, tokenizer: Any, texts: list[str]) -> Any:
         """Token ids of texts."""
-        raise NotImplementedError
 
     def _vocabulary(self, tokenizer: Any) -> dict[str, int]:
         return tokenizer.get_vocab()
@@ -149,19 +151,6 @@ class NetworkEncoder(TextEncoder):
         result = torch.empty_like(sorted_rows)
         result[order] = sorted_rows
         return result
-
-
-def digest(*parts: bytes) -> str:
-    """A hash of parts, which cannot run into each other."""
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(hashlib.sha256(part).digest())
-    return f'sha256:{whole.hexdigest()}'
-
-
-def tensor_bytes(tensor: Tensor) -> bytes:
-    tensor = tensor.detach().float().cpu().contiguous()
-    return str(tuple(tensor.shape)).encode() + tensor.numpy().tobytes()
 
 
 def _weights(parts: Iterable[tuple[str, Tensor]]) -> Iterable[bytes]:

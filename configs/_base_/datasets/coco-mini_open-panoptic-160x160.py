@@ -7,12 +7,19 @@ held_out = [
     'wine glass', 'boat', 'bus', 'tv', 'bird', 'zebra', 'carrot', 'bed',
     'grass', 'sea', 'snow', 'road',
 ]  # fmt: skip
-words = dict(
-    encoder=dict(
-        kind='saved',
-        embeddings='data/text_embeddings/coco_panoptic133_clip_vitb16.npy',
-        names='data/text_embeddings/coco_panoptic133_names.json',
-    )
+# of a model: what it is trained on, in which words; there is no image tower to these embeddings
+naming = dict(
+    vocabulary=_base_.vocabulary,
+    held_out=held_out,
+    text=dict(
+        _delete_=True,
+        encoder=dict(
+            kind='saved',
+            embeddings='data/text_embeddings/coco_panoptic133_clip_vitb16.npy',
+            names='data/text_embeddings/coco_panoptic133_names.json',
+        ),
+    ),
+    clip=None,
 )
 train_pipeline = _base_.train_pipeline
 train_pipeline[2] = dict(

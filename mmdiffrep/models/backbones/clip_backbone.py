@@ -20,15 +20,16 @@ from mmdiffrep.registry import MODELS
 
 from ..frozen import FrozenHolder
 from .building import DTYPES, build_adapter
-from .checks import check_image, check_range, watch_learning_rate
+from .checks import check_image, watch_learning_rate
 from .diffusion_backbone import IMAGENET_MEAN, IMAGENET_STD
 from .geometry import cover
+from .rgb import RgbInput
 
 WEIGHTS = 'laion2b_s29b_b131k_ft_soup'  # of FC-CLIP's ConvNeXt-L
 
 
 @MODELS.register_module()
-class ClipBackbone(BaseModule):
+class ClipBackbone(RgbInput, BaseModule):
     """The four stages of a convolutional CLIP's image tower (ConvNeXt, ResNet) are the feature maps. Nothing of it is trained.
 
     Its weights are in no checkpoint; a checkpoint says which they were, and is refused with others.
@@ -80,16 +81,14 @@ class ClipBackbone(BaseModule):
         tower = _load(str(name), pretrained, random_seed, config, out_indices)
         self.amp_dtype = DTYPES[dtype] if dtype else None
         self.holder = FrozenHolder(tower.to(self.amp_dtype), tower.fingerprint, 'CLIP')
-        self.bgr = bgr
-        self.register_buffer('image_mean', torch.tensor(image_mean).view(-1, 1, 1), False)
-        self.register_buffer('image_std', torch.tensor(image_std).view(-1, 1, 1), False)
+        self.set_normalisation(image_mean, image_std, bgr)
         maps = zip(tower.stages, tower.channels, tower.strides)
         self.tap_infos = [TapInfo(f'stages.{k}', c, stride, k) for k, c, stride in maps]
         self.adapter = build_adapter(adapter, self.tap_infos)
         source: Any = self.adapter
         self.out_channels = list(tower.channels if source is None else source.out_channels)
         self.out_strides = list(tower.strides if source is None else source.out_strides)
-        self._range_checked = self._lr_watched = False
+        self._lr_watched = False
 
     @property
     def tower(self) -> ConvTower:
@@ -116,16 +115,6 @@ class ClipBackbone(BaseModule):
         return tuple(
             cover(x.to(image.dtype), stride, size) for x, stride in zip(found, self.tower.strides)
         )
-
-    def to_rgb(self, image: Tensor) -> Tensor:
-        """Undo the data preprocessor's normalisation: RGB in [-1, 1]."""
-        rgb = (image.float() * self.image_std + self.image_mean) / 127.5 - 1
-        rgb = rgb.flip(1) if self.bgr else rgb
-        if not (self._range_checked or rgb.is_meta):
-            self._range_checked = True
-            told = (x.flatten().tolist() for x in (self.image_mean, self.image_std))
-            check_range(rgb, *told, backbone='ClipBackbone')
-        return rgb
 
     @contextlib.contextmanager
     def _precision(self, device: str) -> Iterator[None]:

@@ -24,15 +24,16 @@ from .building import (
     build_windows,
     set_up,
 )
-from .checks import check_image, check_range, watch_learning_rate
+from .checks import check_image, watch_learning_rate
 from .geometry import cover
 from .holder import DenoiserHolder
+from .rgb import RgbInput
 
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 @MODELS.register_module()
-class DiffusionBackbone(BaseModule):
+class DiffusionBackbone(RgbInput, BaseModule):
     """A noised copy of the image is looked at once; the tapped activations are the feature maps.
 
     Args:
@@ -99,7 +100,7 @@ class DiffusionBackbone(BaseModule):
             raise ValueError(f'dtype={dtype!r} is unknown; allowed: {list(DTYPES)} or None')
         if isinstance(trainable, str):
             trainable = [trainable]
-        self.bgr, self.class_id = bgr, class_id
+        self.class_id = class_id
         taps = listed(taps)
         network = build_denoiser(denoiser, taps)
         if not len(image_mean) == len(image_std) == network.image_channels:
@@ -113,8 +114,7 @@ class DiffusionBackbone(BaseModule):
         trained = [''] if trainable is True else list(trainable or [])
         self.holder = DenoiserHolder(network, trained)
         self.trains_network = bool(trained)
-        self.register_buffer('image_mean', torch.tensor(image_mean).view(-1, 1, 1), False)
-        self.register_buffer('image_std', torch.tensor(image_std).view(-1, 1, 1), False)
+        self.set_normalisation(image_mean, image_std, bgr)
 
         self.conditioner = build_conditioner(conditioner, network)
         self.grad_through = grad_through or any(
@@ -130,7 +130,6 @@ class DiffusionBackbone(BaseModule):
         self.out_strides = list(
             source.out_strides if source is not None else [tap.stride for tap in self.tap_infos]
         )
-        self._range_checked = False
         self._lr_watched = False
         self._prompts: list[str] | None = None
 
@@ -223,15 +222,6 @@ class DiffusionBackbone(BaseModule):
             cover(x.to(dtype), info.stride, size) for x, info in zip(found, self.tap_infos)
         )
         return self.adapter(maps, size) if adapted else maps  # type: ignore[misc]
-
-    def to_rgb(self, image: Tensor) -> Tensor:
-        """Undo the data preprocessor's normalisation: RGB in [-1, 1]."""
-        rgb = (image.float() * self.image_std + self.image_mean) / 127.5 - 1
-        rgb = rgb.flip(1) if self.bgr else rgb
-        if not self._range_checked:
-            self._range_checked = True
-            check_range(rgb, self.image_mean.flatten().tolist(), self.image_std.flatten().tolist())
-        return rgb
 
     def _check_prompts(self, images: int) -> None:
         if self._prompts is not None and len(self._prompts) != images:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mmdiffrep.models.frozen import differs, digest
 from mmdiffrep.openvocab.text_bank import TextBank, TextBanks
 from mmdiffrep.openvocab.text_encoders import build_text_encoder
 from mmdiffrep.openvocab.vocabulary import Vocabulary
@@ -51,8 +51,7 @@ class Naming(nn.Module):
         self.channels = self.encoder.width
         self._banks = TextBanks(self.encoder, templates, cache_dir)
         self._on_device: dict[tuple[Vocabulary, str], TextBank] = {}
-        digest = hashlib.sha256(self.encoder.fingerprint.encode()).digest()
-        self.register_buffer('encoder_digest', torch.tensor(list(digest), dtype=torch.uint8))
+        self.register_buffer('encoder_digest', digest(self.encoder.fingerprint))
 
     def set(self, source: Any) -> Vocabulary:
         self.current = self.trained if source is None else Vocabulary.parse(source)
@@ -99,10 +98,7 @@ class Naming(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        saved = state_dict.get(prefix + 'encoder_digest')
-        if saved is not None and not torch.equal(
-            saved.to(self.encoder_digest.device), self.encoder_digest
-        ):
+        if differs(state_dict, prefix + 'encoder_digest', self.encoder_digest):
             raise ValueError(
                 'this checkpoint was trained with another text encoder than the config names now '
                 f'({self.encoder.fingerprint[:60]}): give the one in model.text that it was trained with'

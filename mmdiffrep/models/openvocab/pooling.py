@@ -34,11 +34,11 @@ class MaskPooledEmbedding(nn.Module):
 
         The masks are cut at a probability of 0.5; no gradient passes through them. An empty mask pools to zeros.
         """
-        pooled = mask_pool(features, mask_logits)
+        pooled = pool_inside(features, mask_logits)
         return self.mlp(self.norm(self.project(self.feature_norm(pooled)) + queries))
 
 
-def mask_pool(features: Tensor, mask_logits: Tensor) -> Tensor:
+def pool_inside(features: Tensor, mask_logits: Tensor) -> Tensor:
     """Mean of features (B, C, h, w) where the mask logits (B, Q, h, w) are above 0 -> (B, Q, C)."""
     inside = (mask_logits.detach() > 0).to(features.dtype)
     # sums over many pixels: in single precision whatever the surroundings
