@@ -20,12 +20,34 @@ class TrainingLog:
     iteration_seconds: list[float] = field(default_factory=list)  # means over the logger's intervals
 
 
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The lines of the newest log in a run's folder; none where there is none."""
+    files = sorted(folder.glob('*/vis_data/scalars.json'))
+    lines = files[-1].read_text(encoding='utf-8').splitlines() if files else []
+    return [{_bare(key): value for key, value in json.loads(line).items()} for line in lines]
+
+
+def curve(folder: Path, key: str) -> list[tuple[int, float]]:
+    """(step, value) of what a run logged.
+
+    Raises:
+        FileNotFoundError: the folder has no log.
+        ValueError: the log has no such key.
+    """
+    found = records(folder)
+    if not found:
+        raise FileNotFoundError(f'{folder} has no */vis_data/scalars.json: give the work folder of a run')
+    points = [(int(r['step']), float(r[key])) for r in found if isinstance(r.get(key), (int, float))]
+    if not points:
+        names = sorted({name for record in found for name in metrics_of(record)})
+        raise ValueError(f'{folder} logged no {key!r}; it has {names}')
+    return points
+
+
 def read_training(folder: Path) -> TrainingLog:
     """The newest log in a run's folder; empty where there is none."""
-    files = sorted(folder.glob('*/vis_data/scalars.json'))
     log = TrainingLog()
-    for line in files[-1].read_text(encoding='utf-8').splitlines() if files else []:
-        record = {_bare(key): value for key, value in json.loads(line).items()}
+    for record in records(folder):
         if 'iter' in record:  # mmengine logs it while training only
             if isinstance(record.get('time'), (int, float)):
                 log.iteration_seconds.append(float(record['time']))

@@ -36,6 +36,11 @@ def peak_memory(call: Callable[[], Any], weights: int) -> int:
     return weights + max((_status('VmHWM') or _usage()) - before, 0)
 
 
+def peak_of_process() -> int:
+    """Bytes of main memory that this process had at its peak, libraries included."""
+    return _status('VmHWM') or _usage()
+
+
 def kind_of_memory() -> str:
     return "accelerator's memory" if torch.cuda.is_available() else 'main memory'
 
