@@ -100,13 +100,14 @@ class OpenVocabInferencer:
         """
         folder = ResultFolder(out_dir) if out_dir is not None else None
         results = []
-        for result in self.iterate(images, vocabulary, batch_size, progress, channel_order):
+        items, single = gather(images, channel_order)
+        for result in self._results(items, vocabulary, batch_size, progress):
             results.append(result)
             if folder is not None:
                 folder.add(result)
         if folder is not None:
             folder.finish()
-        return results[0] if gather(images, channel_order)[1] else results
+        return results[0] if single else results
 
     def iterate(
         self,
@@ -117,11 +118,16 @@ class OpenVocabInferencer:
         channel_order: str = 'bgr',
     ) -> Iterator[SegmentationResult]:
         """As :meth:`__call__`, one result after the other: with any number of images no more than a batch is in memory."""
+        return self._results(gather(images, channel_order)[0], vocabulary, batch_size, progress)
+
+    def _results(
+        self, items: Sequence[Item], vocabulary: Any, batch_size: int, progress: bool
+    ) -> Iterator[SegmentationResult]:
+        """What is asked is checked at once, before the first result."""
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(
                 f'batch_size={batch_size!r} does not fit; allowed: a whole number of at least 1'
             )
-        items, _ = gather(images, channel_order)
         asked = vocabularies(vocabulary, len(items))
         return self._iterate(list(zip(items, asked)), batch_size, progress)
 
