@@ -3,12 +3,14 @@
 from importlib.util import find_spec
 
 from .captions import ImageCaptions
+from .few_labels import LabelSubset
 from .images import ImageFolder
 from .instance_crops import InstanceCrops
 
-__all__ = ['ImageCaptions', 'ImageFolder', 'InstanceCrops']
+__all__ = ['ImageCaptions', 'ImageFolder', 'InstanceCrops', 'LabelSubset']
 
 if find_spec('mmseg') is not None:
+    from .label_transforms import CheckLabels, IgnoreSmallClasses
     from .segmentation import (
         CamVidDataset,
         LoadWideAnnotations,
@@ -19,6 +21,8 @@ if find_spec('mmseg') is not None:
 
     __all__ += [
         'CamVidDataset',
+        'CheckLabels',
+        'IgnoreSmallClasses',
         'LoadWideAnnotations',
         'SegFolder',
         'ToyScenesDataset',

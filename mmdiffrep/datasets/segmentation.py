@@ -16,6 +16,7 @@ from mmseg.datasets.transforms import LoadAnnotations
 from mmdiffrep.openvocab.vocabulary import Vocabulary
 from mmdiffrep.registry import DATASETS, TRANSFORMS
 
+from .few_labels import chosen
 from .toyscenes.classes import SEMANTIC_CLASSES, SEMANTIC_PALETTE
 
 
@@ -41,14 +42,9 @@ class SegFolder(BaseSegDataset):
                 f'no images ending in {self.img_suffix!r} in {folder}. '
                 'Set data_root to where the data is (ToyScenes: python tools/make_toyscenes.py)'
             )
-        if self.num_labels is None:
-            return records
-        if not 0 < self.num_labels <= len(records):
-            raise ValueError(
-                f'num_labels={self.num_labels} was asked of {len(records)} labelled images; allowed: 1 to {len(records)}'
-            )
-        chosen = np.random.default_rng(self.subset_seed).permutation(len(records))
-        return [records[i] for i in sorted(chosen[: self.num_labels])]
+        taken = [records[i] for i in chosen(len(records), self.num_labels, self.subset_seed)]
+        classes = self.metainfo.get('classes')
+        return taken if classes is None else [dict(record, num_classes=len(classes)) for record in taken]
 
 
 @DATASETS.register_module()
