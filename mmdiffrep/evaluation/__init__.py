@@ -2,11 +2,12 @@
 
 from importlib.util import find_spec
 
+from .ddpm_seg_iou import DDPMSegIoU
 from .panoptic_quality import PanopticQuality
 from .timestep_loss import TimestepLoss
 from .zero_shot import ZeroShotAccuracy
 
-__all__ = ['PanopticQuality', 'TimestepLoss', 'ZeroShotAccuracy']
+__all__ = ['DDPMSegIoU', 'PanopticQuality', 'TimestepLoss', 'ZeroShotAccuracy']
 
 if find_spec('mmseg') is not None:
     from .semantic_iou import SemanticIoU
