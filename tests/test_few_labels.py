@@ -1,11 +1,15 @@
 """Few labels: subsets of any data set, masks that are refused, small classes, the labels of the DDPM-Seg data sets."""
 
+import importlib.util
 import pickle
+import re
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.runner import Runner
 
 import mmdiffrep  # noqa: F401
@@ -14,12 +18,14 @@ pytest.importorskip('mmseg')
 from mmseg.datasets import BaseSegDataset  # noqa: E402
 
 from mmdiffrep.datasets import CheckLabels, IgnoreSmallClasses, LabelSubset, SegFolder  # noqa: E402
+from mmdiffrep.datasets.ddpm_seg import SETS  # noqa: E402
 from mmdiffrep.datasets.few_labels import chosen  # noqa: E402
 from mmdiffrep.registry import DATASETS, TRANSFORMS  # noqa: E402
 
 LOAD = [dict(type='mmcv.LoadImageFromFile'), dict(type='mmseg.LoadAnnotations')]
 PACK = [dict(type='mmseg.PackSegInputs')]
 META = dict(classes=('a', 'b', 'c'))
+CONFIGS = Path(__file__).parents[1] / 'configs' / '_base_' / 'datasets'
 
 
 @pytest.fixture(scope='module')
@@ -220,3 +226,137 @@ def test_exactly_twenty_pixels_are_kept():
     ]
     with pytest.raises(ValueError, match='min_pixels=-1'):
         IgnoreSmallClasses(-1)
+
+
+# ---- the paper's data sets ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """bedroom_28 as the archive has it, with pictures of different sizes; and the labels that went in."""
+    rng = np.random.default_rng(0)
+    written = {}
+    for split, count in (('real/train', 41), ('real/test', 20), ('ddpm', 1)):
+        folder = tmp_path / 'datasets' / 'bedroom_28' / split
+        (folder / 'more').mkdir(parents=True)
+        for i in range(count):
+            side, place = (16 if i % 2 else 24), (folder if i % 3 else folder / 'more')
+            labels = rng.integers(0, 29, (side, side)).astype(
+                [np.uint8, np.int64, np.float32][i % 3]
+            )
+            labels[0, 0] = 255
+            cv2.imwrite(
+                str(place / f'{i:02d}.png'), rng.integers(0, 256, (side, side, 3), np.uint8)
+            )
+            np.save(place / f'{i:02d}.npy', labels)
+            written[str(place / f'{i:02d}')] = labels
+    return tmp_path / 'datasets', written
+
+
+def tool(name):
+    path = Path(__file__).parents[1] / 'tools' / f'{name}.py'
+    spec = importlib.util.spec_from_file_location(f'tools_{name}', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_papers_files_become_images_and_masks(archive, tmp_path, capsys):
+    source, written = archive
+    out = tmp_path / 'out'
+    assert tool('convert_ddpm_seg').main([str(source), '--out', str(out), '--size', '16']) == 0
+    assert 'bedroom-28 train: 40 images of 16×16' in capsys.readouterr().out
+    folders = sorted(p.relative_to(out).as_posix() for p in out.rglob('*') if p.is_dir())
+    assert folders == [
+        'bedroom-28', 'bedroom-28/images', *(f'bedroom-28/images/{s}' for s in ('sampled', 'test', 'train')),
+        'bedroom-28/labels', *(f'bedroom-28/labels/{s}' for s in ('sampled', 'test', 'train')),
+    ]  # fmt: skip
+    # the first forty in the order of their paths
+    paths = sorted(k for k in written if 'real/train' in k)[:40]
+    names = {
+        '_'.join(Path(k).relative_to(source / 'bedroom_28/real/train').parts): written[k]
+        for k in paths
+    }
+    assert {p.stem for p in (out / 'bedroom-28/labels/train').iterdir()} == set(names)
+    for name, labels in names.items():
+        got = cv2.imread(str(out / f'bedroom-28/labels/train/{name}.png'), cv2.IMREAD_UNCHANGED)
+        wanted = np.where(labels == 0, 255, np.where(labels == 255, 255, labels - 1)).astype(
+            np.uint8
+        )
+        step = len(labels) / 16  # nearest: the pixel at the whole number below
+        places = [int(i * step) for i in range(16)]
+        assert np.array_equal(got, wanted[np.ix_(places, places)]), name
+        image = cv2.imread(str(out / f'bedroom-28/images/train/{name}.png'))
+        assert image.shape == (16, 16, 3)
+    dataset = Config.fromfile(CONFIGS / 'ddpm-seg_bedroom-28-256x256.py').train_dataloader.dataset
+    data = DATASETS.build({**dataset, 'data_root': str(out / 'bedroom-28')})
+    assert len(data) == 40 and data[0]['inputs'].shape == (3, 16, 16)
+
+
+def test_wrong_files_of_the_papers_are_refused(archive, tmp_path, capsys):
+    source, _ = archive
+    convert = tool('convert_ddpm_seg').main
+    out, train = str(tmp_path / 'out'), source / 'bedroom_28' / 'real' / 'train'
+
+    def error(*more):
+        assert convert([str(source), '--out', out, *more]) == 2
+        assert not (tmp_path / 'out' / 'bedroom-28').exists()
+        return capsys.readouterr().err
+
+    good = np.load(train / '01.npy')
+    for bad, message in [
+        (np.full((16, 16), 29), r'01\.npy has labels \[28\] beyond the 28 classes'),
+        (np.full((16, 16), 1.5), r'01\.npy holds numbers that are not whole'),
+        (np.zeros((16, 12), int), r'01\.npy is 16×12 and its image 16×16'),
+        (np.zeros((1, 16, 16), int), r'01\.npy holds int64 \(1, 16, 16\); needed: labels \(H, W\)'),
+        (np.array([[{}]], object), r'01\.npy is no array of numbers \(.*allow_pickle=False'),
+    ]:
+        np.save(train / '01.npy', bad)
+        assert re.search(message, error())
+    np.save(train / '01.npy', good)
+    (train / '04.npy').unlink()
+    assert re.search(r'1 masks are not there, such as .*04\.npy', error())
+    for i in (4, 5):
+        (train / f'{i:02d}.png').unlink()
+    assert 'has 39 images, the set 40' in error()
+    assert 'cat_15/real/train: no such folder' in error('--sets', 'cat-15')
+    assert convert([str(tmp_path)]) == 2 and 'has none of' in capsys.readouterr().err
+
+
+def test_what_is_there_is_not_replaced_unasked(archive, tmp_path, capsys):
+    source, _ = archive
+    argv = [str(source), '--out', str(tmp_path / 'out'), '--size', '16']
+    (tmp_path / 'out' / 'bedroom-28').mkdir(parents=True)
+    (tmp_path / 'out' / 'bedroom-28' / 'mine.txt').touch()
+    convert = tool('convert_ddpm_seg').main
+    assert convert(argv) == 2 and 'is there already: give --overwrite' in capsys.readouterr().err
+    assert (tmp_path / 'out' / 'bedroom-28' / 'mine.txt').exists()
+    assert convert([*argv, '--overwrite']) == 0
+    assert not (tmp_path / 'out' / 'bedroom-28' / 'mine.txt').exists()
+
+
+@pytest.mark.skipif(not CONFIGS.is_dir(), reason='the tests do not run in a checkout')
+def test_the_configs_say_what_the_converter_writes():
+    files = sorted(CONFIGS.glob('ddpm-seg_*-256x256.py'))
+    assert [path.stem[len('ddpm-seg_') : -len('-256x256')] for path in files] == sorted(SETS)
+    for path in files:
+        config = Config.fromfile(path)
+        about = SETS[Path(config.data_root).name]
+        train, test = config.train_dataloader.dataset, config.test_dataloader.dataset
+        assert f'ddpm-seg_{Path(config.data_root).name}-256x256' == path.stem
+        assert (config.num_classes, train.num_labels, test.num_labels) == (
+            about.classes,
+            about.train,
+            about.test,
+        )
+        assert (
+            len(set(config.class_names))
+            == about.classes
+            == len(train.metainfo.classes)
+            == len(test.metainfo.classes)
+        )
+        assert config.val_dataloader == config.test_dataloader
+        assert [metric['type'] for metric in config.test_evaluator] == [
+            'mmseg.IoUMetric',
+            'mmdiffrep.DDPMSegIoU',
+        ]
