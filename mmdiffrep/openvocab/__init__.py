@@ -10,6 +10,7 @@ from .mask_pool import MaskPoolClip, build_mask_classifier
 from .panoptic import instances, merge_panoptic, semantic_labels, semantic_scores
 from .phrases import noun_phrases, sample_phrases
 from .prompts import templates
+from .random_text import RandomText
 from .ready import READY, ready
 from .saved_text import SavedText
 from .text_bank import TextBank, TextBanks
@@ -28,6 +29,7 @@ __all__ = [
     'MaskClassifier',
     'MaskPoolClip',
     'OpenClipText',
+    'RandomText',
     'SavedText',
     'SentenceText',
     'TextBank',

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from mmdiffrep.diffusion.loading import locate, read_json, shipped_models
+from mmdiffrep.diffusion.seeding import seeded
 
 from .tokenizer import open_clip, save_tokenizer
 
@@ -47,6 +48,20 @@ def build_clip(config: Mapping[str, Any]) -> nn.Module:
         return open_clip().CLIP(**plain(config))
     except TypeError as error:
         raise ValueError(f'clip config does not fit open_clip.CLIP: {error}') from error
+
+
+def random_clip(name: str | Path, seed: int) -> nn.Module:
+    """A CLIP of a known architecture with random weights, the same for the same seed. Nothing is fetched.
+
+    Args:
+        name: see :func:`clip_architecture`.
+
+    Raises:
+        FileNotFoundError, ValueError: see there.
+    """
+    config = clip_architecture(str(name))
+    with seeded(seed):
+        return build_clip(config)
 
 
 def clip_architecture(name: str) -> dict[str, Any]:

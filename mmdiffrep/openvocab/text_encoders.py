@@ -1,6 +1,6 @@
 """Text encoders: texts -> unit embeddings, frozen, in fp32, whatever the model behind.
 
-open_clip's and transformers' CLIP (Radford et al., ICML 2021), sentence encoders (Reimers & Gurevych, EMNLP 2019), saved embeddings.
+open_clip's and transformers' CLIP (Radford et al., ICML 2021), sentence encoders (Reimers & Gurevych, EMNLP 2019), saved and random embeddings.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from mmdiffrep.diffusion.loading import read_json
 
 from .clip import load_clip
 from .names import nearest
+from .random_text import RandomText
 from .saved_text import SavedText
 from .text_base import NetworkEncoder, TextEncoder
 from .text_folders import find_folder, load_network, load_tokenizer
 
 __all__ = [
     'OpenClipText',
+    'RandomText',
     'SavedText',
     'SentenceText',
     'TextEncoder',
@@ -229,11 +231,12 @@ KINDS: dict[str, Callable[..., TextEncoder]] = {
     'transformers_clip': TransformersClipText,
     'sentence': SentenceText,
     'saved': SavedText,
+    'random': RandomText,
 }
 
 
 def build_text_encoder(config: Mapping[str, Any] | TextEncoder) -> TextEncoder:
-    """An encoder from ``dict(kind='open_clip'|'transformers_clip'|'sentence'|'saved', …)``; one that is built stays.
+    """An encoder from ``dict(kind='open_clip'|'transformers_clip'|'sentence'|'saved'|'random', …)``; one that is built stays.
 
     Raises:
         ValueError: no kind or an unknown one, or arguments that it does not have.

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmdiffrep.openvocab.clip import random_clip
 from mmdiffrep.openvocab.fusion import fuse
 from mmdiffrep.openvocab.mask_pool import build_mask_classifier
 from mmdiffrep.openvocab.text_bank import TextBanks
@@ -21,6 +22,8 @@ class ClipBranch(nn.Module):
     templates: prompts that a name is put into.
     alpha, beta: CLIP's share for classes seen in training, for the others.
     image_size: of CLIP's input; default: its own.
+    random_seed: draw new weights from this seed for the architecture of ``name``, and random text embeddings: what CLIP finds by
+        chance, and what it costs. Nothing is fetched; ``pretrained`` has no use then.
     """
 
     def __init__(
@@ -33,20 +36,25 @@ class ClipBranch(nn.Module):
         beta: float = 0.7,
         image_size: int | None = None,
         cache_dir: str | None = None,
+        random_seed: int | None = None,
     ) -> None:
         super().__init__()
         for key, value in dict(alpha=alpha, beta=beta).items():
             if not 0 <= value <= 1:
                 raise ValueError(f'{key}={value!r} does not fit; allowed: a share from 0 to 1')
         self.alpha, self.beta = alpha, beta
-        self.classifier = build_mask_classifier(
-            dict(kind=kind, name=name, pretrained=pretrained, image_size=image_size)
-        )
-        self.banks = TextBanks(
-            build_text_encoder(dict(kind='open_clip', name=name, pretrained=pretrained)),
-            templates,
-            cache_dir,
-        )
+        text: Any = dict(kind='open_clip', name=name, pretrained=pretrained)
+        vision: Any = dict(name=name, pretrained=pretrained)
+        if random_seed is not None:
+            if pretrained is not None:
+                raise ValueError(
+                    f'pretrained={pretrained!r} has no use with random_seed={random_seed}: leave one of the two out'
+                )
+            vision = dict(name=random_clip(name, random_seed))
+        self.classifier = build_mask_classifier(dict(kind=kind, image_size=image_size, **vision))
+        if random_seed is not None:
+            text = dict(kind='random', width=self.classifier.width, seed=random_seed)
+        self.banks = TextBanks(build_text_encoder(text), templates, cache_dir)
 
     def fuse(
         self,

@@ -26,19 +26,24 @@ def peak_memory(call: Callable[[], Any], weights: int) -> int:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
-    _return_what_is_free()
+    forget_peak()
     before = _status('VmRSS') or _usage()
-    try:
-        CLEAR.write_text('5')  # the peak begins anew
-    except OSError:
-        pass  # not allowed here: the peak of loading stays
     call()
     return weights + max((_status('VmHWM') or _usage()) - before, 0)
 
 
 def peak_of_process() -> int:
-    """Bytes of main memory that this process had at its peak, libraries included."""
+    """Bytes of main memory that this process had at its peak, libraries included; since :func:`forget_peak`, where it works."""
     return _status('VmHWM') or _usage()
+
+
+def forget_peak() -> None:
+    """Let the process's peak begin anew at what it has now, without what is free already."""
+    _return_what_is_free()
+    try:
+        CLEAR.write_text('5')
+    except OSError:
+        pass  # not allowed here: the former peak stays
 
 
 def kind_of_memory() -> str:
