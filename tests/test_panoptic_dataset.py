@@ -1,7 +1,9 @@
 """PanopticDataset: labels by name, held-out classes left out, what mmdet's pipeline makes of it."""
 
 import json
+import shutil
 
+import cv2
 import numpy as np
 import pytest
 
@@ -36,8 +38,6 @@ def build(root, ann_file='annotations/panoptic_train.json', **options):
 
 def truth(root, index):
     """Segment ids (H, W) and the file's segments, read by hand."""
-    import cv2
-
     content = json.loads((root / 'annotations/panoptic_train.json').read_text())
     annotation = content['annotations'][index]
     bgr = cv2.imread(str(root / 'annotations/panoptic_train' / annotation['file_name'])).astype(int)
@@ -149,3 +149,23 @@ def test_wrong_words_are_described(scenes):
         build(scenes, held_out=['teal disc'])
     with pytest.raises(FileNotFoundError, match='no such file'):
         build(scenes, 'annotations/none.json')
+
+
+@pytest.mark.parametrize('things', [True, False])
+def test_masks_of_another_size_are_described(scenes, tmp_path, things):
+    """With things mmdet says nothing but AssertionError, without any it takes them."""
+    shutil.copytree(scenes, tmp_path / 'scenes')
+    file = tmp_path / 'scenes/annotations/panoptic_train.json'
+    content = json.loads(file.read_text())
+    annotation = content['annotations'][0]
+    if not things:
+        stuff = {c['id'] for c in content['categories'] if not c['isthing']}
+        annotation['segments_info'] = [s for s in annotation['segments_info'] if s['category_id'] in stuff]
+        file.write_text(json.dumps(content))
+    masks = tmp_path / 'scenes/annotations/panoptic_train' / annotation['file_name']
+    height, width = cv2.imread(str(masks)).shape[:2]
+    cv2.imwrite(str(masks), np.zeros((height // 2, width, 3), np.uint8))
+    data = build(tmp_path / 'scenes')
+    with pytest.raises(ValueError, match=f'{annotation["file_name"]} has {width}×{height // 2} pixels, and its image .* {width}×{height}'):
+        data[0]
+    assert data[1] is not None

@@ -9,10 +9,13 @@ from typing import Any
 
 from mmdet.datasets import CocoPanopticDataset
 from mmengine.fileio import get_local_path
+from PIL import Image
 
 from mmdiffrep.openvocab.names import key
 from mmdiffrep.openvocab.vocabulary import Vocabulary
 from mmdiffrep.registry import DATASETS
+
+ORIENTATION = 0x0112  # EXIF: from 5 on the image lies on its side
 
 
 @DATASETS.register_module()
@@ -30,7 +33,8 @@ class PanopticDataset(CocoPanopticDataset):
         others: mmdet's.
 
     Raises:
-        ValueError: an annotation's category is not in the file, no category is in the vocabulary, or a held-out name is unknown.
+        ValueError: an annotation's category is not in the file, no category is in the vocabulary, a held-out name is unknown, or
+            (when an image is asked for) its masks have another size.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class PanopticDataset(CocoPanopticDataset):
     ) -> None:
         self._asked, self.held_out, self.caption_file = vocabulary, tuple(held_out), caption_file
         self.vocabulary: Vocabulary | None = None
+        self._fitting: set[int] = set()  # images whose masks have been looked at
         super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
@@ -130,6 +135,14 @@ class PanopticDataset(CocoPanopticDataset):
         """An image's dictionary, with the vocabulary (kept once, not with every image)."""
         return dict(super().get_data_info(idx), vocabulary=self.vocabulary)
 
+    def prepare_data(self, idx: int) -> Any:
+        """An image through the pipeline. ValueError where its masks have another size."""
+        if idx not in self._fitting:
+            info = super().get_data_info(idx)
+            _check_sizes(info['img_path'], info['seg_map_path'])
+            self._fitting.add(idx)
+        return super().prepare_data(idx)
+
     def _join(self, path: str) -> str:
         joined = Path(self.data_root or '') / path
         return str(joined if joined.is_file() else path)
@@ -149,6 +162,19 @@ def _read(path: str, name: str) -> dict[str, Any]:
             f'{name} holds instances, not panoptic segments: its annotations have no segments_info'
         )
     return content
+
+
+def _check_sizes(image: str, masks: str) -> None:
+    """ValueError where a picture of masks has another size than its image; files that are not here are not looked at."""
+    if not (Path(image).is_file() and Path(masks).is_file()):
+        return
+    with Image.open(image) as a, Image.open(masks) as b:  # the pixels are not read
+        size = a.size[::-1] if a.getexif().get(ORIENTATION, 1) > 4 else a.size
+        if size != b.size:
+            raise ValueError(
+                f'{masks} has {b.size[0]}×{b.size[1]} pixels, and its image {image} {size[0]}×{size[1]}: masks must cover their image. Give '
+                'the annotations that were made for these images, not for resized ones'
+            )
 
 
 def _captions(path: str) -> dict[Any, list[str]]:
