@@ -10,12 +10,14 @@ mmengine 0.10.7 without an accelerator      ``gloo`` and a wrapper without ``dev
 torchvision that does not match torch,      messages that name the cure: warned of on import, raised
 mmcv outside of the toolkits' bounds,       by ``check_environment`` before a tool starts
 mmpretrain 1.2.0 with transformers >= 5
+mmdet 3.3.0's ``DetLocalVisualizer``        a panoptic result without a segment is drawn as the image
 setuptools >= 82 without ``pkg_resources``  a warning (only inheriting a config by ``mmseg::`` needs it)
 ==========================================  ============================================================
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
@@ -117,6 +119,27 @@ def allow_mmengine_checkpoints() -> None:
             (_history_statistic, '__builtin__.getattr'),
         ]
     )
+
+
+# --- drawing a panoptic result without segments ------------------------------------------------
+
+
+def let_mmdet_draw_nothing() -> None:
+    """mmdet's visualiser stacks what it draws of each segment, and fails where there is none. Called where mmdet is used."""
+    from mmdet.visualization import DetLocalVisualizer
+
+    draw = DetLocalVisualizer._draw_panoptic_seg
+    if hasattr(draw, '__wrapped__'):
+        return
+
+    @functools.wraps(draw)
+    def draw_if_any(self: Any, image: Any, panoptic_seg: Any, classes: Any, palette: Any) -> Any:
+        nothing = len(classes)
+        if bool((panoptic_seg.sem_seg == nothing).all()):
+            return image
+        return draw(self, image, panoptic_seg, classes, palette)
+
+    DetLocalVisualizer._draw_panoptic_seg = draw_if_any
 
 
 # --- distributed training without an accelerator -----------------------------------------------
