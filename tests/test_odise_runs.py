@@ -58,6 +58,11 @@ def test_it_trains_validates_resumes_and_answers(data, tmp_path):
         run(data, tmp_path / 'stopped', 2)
         # what a training leaves is weights and plain values: nothing in it is run when it is read
         state = torch.load(tmp_path / 'stopped/iter_2.pth', weights_only=True)
+        # and the config, which says by their names what is frozen: a digest of each is among the weights
+        told = Config.fromstring(state['meta']['cfg'], '.py').model
+        assert told.backbone.denoiser.pretrained == 'mmdiffrep/toy-unet'
+        assert told.text.encoder.name == told.clip.name == 'mmdiffrep/toy-clip'
+        assert {key for key in state['state_dict'] if key.endswith('digest')} == {'backbone.holder.frozen_digest', 'naming.encoder_digest'}
         assert {key.split('.')[0] for key in state['state_dict']} == {'backbone', 'panoptic_head', 'naming'}
         resumed = run(data, tmp_path / 'stopped', 3, resume=True)
         for (name, a), b in zip(straight.model.state_dict().items(), resumed.model.state_dict().values()):

@@ -1,6 +1,7 @@
 """OpenVocabMask2FormerHead and OpenVocabSegmentor against slow versions; vocabularies of any size, image by image."""
 
 import copy
+import hashlib
 import math
 
 import numpy as np
@@ -259,6 +260,26 @@ def test_a_vocabulary_of_1500_names(model):
     assert len(result.vocabulary) == 1500
 
 
+def test_trained_on_ten_names_and_asked_for_three_1500_and_others():
+    """After a training step; each image as if it were alone."""
+    ten = SEEN + '; water (stuff); sand (stuff); road (stuff); brick (stuff); wood (stuff)'
+    model = build(vocabulary=ten)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    sum(losses(model).values()).backward()
+    optimizer.step()
+    model.eval()
+    many = Vocabulary(tuple(Category((f'thing number {i}',), i < 1200) for i in range(1500)))
+    asked = ['red disc; purple cross; sky (stuff)', many, 'cat, kitten; dog; blue star; meadow (stuff)']
+    together = predict(model, count=3, vocabularies=asked)
+    for i, count in enumerate((3, 1500, 4)):
+        data = batch(count=3, vocabularies=asked)
+        alone = model.test_step(dict(inputs=data['inputs'][i : i + 1], data_samples=data['data_samples'][i : i + 1]))[0]
+        same(together[i], alone)
+        assert len(together[i].vocabulary) == len(alone.seen) == count
+        assert len(together[i].pred_instances) > 0 and int(together[i].pred_instances.labels.max()) < count
+    assert together[0].seen == (True, False, True) and not any(together[1].seen)
+
+
 def test_permuted_names_give_the_same_segments(model):
     a = predict(model, count=1, vocabularies=['red disc; blue star; sky (stuff)'])[0]
     b = predict(model, count=1, vocabularies=['sky (stuff); blue star; red disc'])[0]
@@ -371,6 +392,41 @@ def test_a_checkpoint_holds_the_trained_part_alone(model):
     assert 'naming.encoder_digest' in kept
     clone = copy.deepcopy(model)
     assert clone.naming.encoder is model.naming.encoder
+
+
+def test_a_checkpoint_says_which_frozen_parts_it_needs(tiny_sd_config):
+    """Denoiser, captioner's CLIP and text encoder; the CLIP that looks at the masks is not needed by what was trained."""
+
+    def with_captioner(seed=0, clip_seed=0, **changes):
+        backbone = dict(
+            _delete_=True, type='mmdiffrep.DiffusionBackbone', taps=['up_blocks.1', 'up_blocks.2', 'up_blocks.3'],
+            denoiser=dict(type='mmdiffrep.StableDiffusion', config=tiny_sd_config, random_seed=seed),
+            conditioner=dict(type='mmdiffrep.ImplicitCaptioner', clip=dict(name='mmdiffrep/toy-clip', random_seed=clip_seed)),
+            adapter=dict(type='mmdiffrep.StridePyramid', out_channels=256, width=16),
+        )  # fmt: skip
+        return build(backbone=backbone, **changes)
+
+    model = with_captioner()
+    state = model.state_dict()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    fingerprints = {
+        'backbone.holder.frozen_digest': model.backbone.denoiser.fingerprint,
+        'backbone.conditioner.clip.frozen_digest': model.backbone.conditioner.clip.fingerprint,
+        'naming.encoder_digest': model.naming.encoder.fingerprint,
+    }
+    assert set(state) == trained | set(fingerprints)
+    for name, fingerprint in fingerprints.items():
+        assert bytes(state[name].tolist()) == hashlib.sha256(fingerprint.encode()).digest()
+    # none of the frozen weights is among them
+    assert sum(value.numel() for value in state.values()) == sum(p.numel() for p in model.parameters()) + 3 * 32
+    for change, message in (
+        (dict(seed=1), r'other frozen diffusion weights than the config names now \(random:1:'),
+        (dict(clip_seed=1), r'other frozen CLIP weights than the config names now \(random:1:'),
+        ({'text.encoder': dict(_delete_=True, kind='random', width=model.naming.channels)}, 'another text encoder than the config'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            with_captioner(**change).load_state_dict(state)
+    with_captioner(clip=None).load_state_dict(state)
 
 
 def test_another_text_encoder_is_refused(model):
