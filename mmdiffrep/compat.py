@@ -6,6 +6,7 @@ for                                         what is done
 mmcv without compiled ops (mmcv-lite,       a stand-in ``mmcv._ext``, found only where no real one is;
 tried with 2.1.0)                           its ops are in ``compat_ops.py``
 mmengine 0.10.7 on torch >= 2.6             ``weights_only`` loading accepts what its checkpoints hold
+mmengine's checkpoints                      short names, .safetensors files and folders are taken too
 mmengine 0.10.7 without an accelerator      ``gloo`` and a wrapper without ``device_ids`` for DDP
 torchvision that does not match torch,      messages that name the cure: warned of on import, raised
 mmcv outside of the toolkits' bounds,       by ``check_environment`` before a tool starts
@@ -23,7 +24,7 @@ import os
 import re
 import sys
 import warnings
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def install() -> None:
     """Install the workarounds; safe to repeat."""
     offer_mmcv_ops()
     allow_mmengine_checkpoints()
+    offer_weights()
     for problem in [*environment_errors(), *environment_warnings()]:
         warnings.warn(problem, stacklevel=3)
 
@@ -119,6 +121,45 @@ def allow_mmengine_checkpoints() -> None:
             (_history_statistic, '__builtin__.getattr'),
         ]
     )
+
+
+# --- what mmengine takes as a checkpoint -------------------------------------------------------
+
+CHECKPOINTS = 'mmengine.runner.checkpoint'
+
+
+class CheckpointFinder:
+    """Adds what mmdiffrep can load once ``mmengine.runner.checkpoint`` is imported: importing it for that would take seconds."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != CHECKPOINTS:
+            return None
+        spec = PathFinder.find_spec(name, path)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def exec_module(module: Any) -> None:
+            execute(module)
+            _register_weights(module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def offer_weights() -> None:
+    """Let ``load_from``, ``init_cfg`` and the toolkits' inferencers take what :func:`.utils.checkpoints.register_schemes` says."""
+    if CHECKPOINTS in sys.modules:
+        _register_weights(sys.modules[CHECKPOINTS])
+    elif CheckpointFinder not in sys.meta_path:
+        sys.meta_path.insert(0, CheckpointFinder)  # type: ignore[arg-type]
+
+
+def _register_weights(module: Any) -> None:
+    from .utils.checkpoints import register_schemes
+
+    register_schemes(module.CheckpointLoader)
 
 
 # --- drawing a panoptic result without segments ------------------------------------------------

@@ -194,7 +194,7 @@ def test_missing_checkpoint_names_those_beside_it(config, capsys, tool, place):
     assert "error: checkpoint 'run/iter_3.pth' is not a file. There are: run/iter_2.pth" in message
     argv[-1] = 'nowhere/iter_3.pth'
     message = error_of({'train': train, 'test': test}[tool].main, argv, capsys)
-    assert 'There is no .pth file in nowhere' in message
+    assert 'There is no .pth or .safetensors file in nowhere' in message
 
 
 def test_amp_without_an_accelerator(config, capsys, monkeypatch):

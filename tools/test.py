@@ -20,7 +20,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument(
-        'checkpoint', nargs='?', help='checkpoint file; without it the model is evaluated as built'
+        'checkpoint',
+        nargs='?',
+        help='checkpoint file, .safetensors, folder or short name; without it the model is evaluated as built',
     )
     parser.add_argument('--out', metavar='FILE.pkl', help='write every prediction to this file')
     parser.add_argument('--show-dir', help='draw the predictions into this folder')

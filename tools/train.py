@@ -40,10 +40,23 @@ def prepare(args: argparse.Namespace):
         raise ValueError(f'{args.config} has no train_dataloader: there is nothing to train')
     if args.resume is not None:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else cli.existing_checkpoint(args.resume)
+        cfg.load_from = None if args.resume == 'auto' else resumable(args.resume)
+    elif cfg.get('load_from'):
+        cfg.load_from = cli.existing_checkpoint(cfg.load_from)
     if args.amp is not None:
         use_amp(cfg, args.amp)
     return cfg
+
+
+def resumable(path: str) -> str:
+    """The file of a training's checkpoint, which has more than weights. ValueError for others."""
+    found = cli.existing_checkpoint(path)
+    if found.endswith('.safetensors'):
+        raise ValueError(
+            f'--resume {path} holds weights alone, and no optimizer or iteration to go on from. To begin anew from these weights: '
+            f'--cfg-options load_from={path}'
+        )
+    return found
 
 
 def use_amp(cfg, precision: str) -> None:

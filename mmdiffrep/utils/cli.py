@@ -15,6 +15,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from .. import compat
+from .checkpoints import existing_checkpoint as existing_checkpoint
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -90,16 +91,6 @@ def known_configs() -> list[Path]:
         for path in sorted(root.rglob('*.py'))
         if '_base_' not in path.relative_to(root).parts
     ]
-
-
-def existing_checkpoint(path: str) -> str:
-    """The path itself, if it is there or an address. Raises: FileNotFoundError with the checkpoints beside it."""
-    if '://' in path or Path(path).is_file():
-        return path
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    beside = sorted(str(p) for p in folder.glob('*.pth'))
-    hint = f'There are: {", ".join(beside)}' if beside else f'There is no .pth file in {folder}'
-    raise FileNotFoundError(f'checkpoint {path!r} is not a file. {hint}')
 
 
 def build_runner(cfg: Config) -> Any:
