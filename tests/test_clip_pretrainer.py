@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 open_clip = pytest.importorskip('open_clip')
 
 import mmdiffrep  # noqa: E402, F401
+from mmdiffrep.datasets import captions as captions_module  # noqa: E402
 from mmdiffrep.datasets.captions import ImageCaptions  # noqa: E402
 from mmdiffrep.datasets.coco import square_crop, squashed  # noqa: E402
 from mmdiffrep.datasets.instance_crops import InstanceCrops  # noqa: E402
@@ -233,6 +234,16 @@ def test_captions_belong_to_their_pictures(scenes):
         cv2.imread(str(scenes / 'images/train/000000.png')), (16, 16), interpolation=cv2.INTER_AREA
     )
     assert np.array_equal(small[0]['inputs'].permute(1, 2, 0), whole)
+
+
+def test_kept_pictures_are_read_once(scenes, monkeypatch):
+    read = []
+    real = captions_module.read_image
+    monkeypatch.setattr(captions_module, 'read_image', lambda *a: read.append(a[0]) or real(*a))
+    kept, plain = (ImageCaptions(source(scenes), 24, random=False, cache=c) for c in (True, False))
+    for _ in range(2):
+        assert all(torch.equal(kept[i]['inputs'], plain[i]['inputs']) for i in range(8))
+    assert len(read) == 8 + 2 * 8
 
 
 def test_flips_keep_everything_else(scenes):

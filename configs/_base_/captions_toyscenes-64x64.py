@@ -1,24 +1,28 @@
-# Captioned scenes and crops of their things; zero-shot classification of crops. Data: python tools/make_toyscenes.py data/toyscenes-captions
+# Captioned scenes and squares about their things; zero-shot classification of squares. Data:
+# python tools/make_toyscenes.py data/toyscenes-pretrain --train 16000 --val 500 --val-heldout 0 --pairs 0 --seed 1
+# python tools/make_toyscenes.py data/toyscenes-captions --train 0 --val 400 --val-heldout 400 --pairs 0
 _base_ = ['pretrain_runtime.py']
 data_root = 'data/toyscenes-captions'
+train_root = 'data/toyscenes-pretrain'
 _colours = ['red', 'orange', 'yellow', 'green', 'blue', 'purple']
 _shapes = ['disc', 'square', 'triangle', 'star', 'ring', 'cross']
 class_names = [f'{colour} {shape}' for colour in _colours for shape in _shapes]
 vocabulary = [*class_names, 'a an and in front of , plain striped dotted checked sky water grass sand road brick wood']
 held_out = ['red star', 'orange ring', 'yellow cross', 'green disc', 'blue square', 'purple triangle']
 train_dataloader = dict(
-    batch_size=32,
+    batch_size=64,
     num_workers=0,
     persistent_workers=False,
     dataset=dict(
         type='mmdiffrep.ImageCaptions',
         size=64,
         sources=dict(
-            ann_file=f'{data_root}/annotations/captions_train.json',
-            img_dir=f'{data_root}/images/train',
-            regions=f'{data_root}/annotations/instances_train.json',
+            ann_file=f'{train_root}/annotations/captions_train.json',
+            img_dir=f'{train_root}/images/train',
+            regions=f'{train_root}/annotations/instances_train.json',
         ),
-        region_templates=['{name}', '{pattern} {name}', '{pattern} {shape}', '{shape}'],
+        region_templates=['{name}', '{name}', '{name}', '{pattern} {name}'],
+        cache=True,
     ),
 )
 val_dataloader = dict(

@@ -54,6 +54,7 @@ class ImageCaptions(Dataset):
         flip: mirror half of them. Not for captions that tell left from right.
         on_error: an unreadable image is named and ``'raise'``: fatal, or ``'skip'``: left out.
         random: False gives the first caption, no flips, and the middle of ``context``.
+        cache: keep decoded pictures in memory, each from its first use on. For data sets that fit there.
 
     Raises:
         FileNotFoundError, ValueError: what was given, what is allowed, the cure.
@@ -69,8 +70,10 @@ class ImageCaptions(Dataset):
         flip: bool = True,
         on_error: str = 'raise',
         random: bool = True,
+        cache: bool = False,
     ) -> None:
         check_size(size, on_error)
+        self.cache: dict[str, np.ndarray] | None = {} if cache else None
         low, high = context if len(context) == 2 else (0.0, 0.0)
         if not 0 < low <= high:
             raise ValueError(
@@ -97,10 +100,20 @@ class ImageCaptions(Dataset):
     def __getitem__(self, number: int) -> dict[str, Any]:
         for offset in range(len(self)):
             item = self.items[(number + offset) % len(self)]
-            image = read_image(item.path, self.on_error)
+            image = self._read(item.path)
             if image is not None:
                 return self._pair(image, item)
         raise ValueError('none of the images can be read')
+
+    def _read(self, path: str) -> np.ndarray | None:
+        if self.cache is None:
+            return read_image(path, self.on_error)
+        if path not in self.cache:
+            image = read_image(path, self.on_error)
+            if image is None:
+                return None
+            self.cache[path] = image
+        return self.cache[path]
 
     def _pair(self, image: np.ndarray, item: Captioned) -> dict[str, Any]:
         """Random numbers come from torch: workers are seeded, and resuming restores them."""

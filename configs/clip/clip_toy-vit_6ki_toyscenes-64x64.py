@@ -1,4 +1,4 @@
-# The shipped mmdiffrep/toy-clip. Data: python tools/make_toyscenes.py data/toyscenes-captions --train 6000 --val 400 --val-heldout 400 --pairs 0 --size 128
+# The shipped mmdiffrep/toy-clip.
 _base_ = ['../_base_/captions_toyscenes-64x64.py']
 
 model = dict(
@@ -12,20 +12,20 @@ model = dict(
     vocabulary={{_base_.vocabulary}},
     class_names={{_base_.class_names}},
 )
-max_iters = 1800
-train_cfg = dict(max_iters=max_iters, val_interval=900)
+max_iters = 6000
+train_cfg = dict(max_iters=max_iters, val_interval=2000)
 optim_wrapper = dict(optimizer=dict(lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=100, end=max_iters),
 ]
-default_hooks = dict(checkpoint=dict(interval=450), logger=dict(interval=50))
+default_hooks = dict(checkpoint=dict(interval=1000), logger=dict(interval=50))
 custom_hooks = [
     dict(type='EMAHook', ema_type='MomentumAnnealingEMA', momentum=0.005, gamma=10),
     dict(
-        type='mmdiffrep.SaveClipHook', interval=450, name='toy-clip', dtype='fp16',
+        type='mmdiffrep.SaveClipHook', interval=1000, name='toy-clip', dtype='fp16',
         description='A small CLIP of captioned ToyScenes pictures and crops (drawn by this project; Apache-2.0). Data: '
-        '`make_toyscenes.py data/toyscenes-captions --train 6000 --val 400 --val-heldout 400 --pairs 0 --size 128`, seed 0.',
+        '`make_toyscenes.py data/toyscenes-pretrain --train 16000 --val 500 --val-heldout 0 --pairs 0 --seed 1`.',
     ),
     dict(type='mmdiffrep.RandomStateHook'),
 ]
