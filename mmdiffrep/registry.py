@@ -27,5 +27,5 @@ METRICS = Registry(
     'metric', parent=MMENGINE_METRICS, scope=SCOPE, locations=['mmdiffrep.evaluation']
 )
 VISUALIZERS = Registry(
-    'visualizer', parent=MMENGINE_VISUALIZERS, scope=SCOPE, locations=['mmdiffrep.visualization']
+    'visualizer', parent=MMENGINE_VISUALIZERS, scope=SCOPE, locations=['mmdiffrep.visualization.visualizers']
 )

@@ -4,10 +4,12 @@ from .canvas import contact_sheet, legend, text_picture, write_picture
 from .features import feature_sheet, pca_rgb, principal_components
 from .overlays import label_colours, overlay
 from .panoptic import draw_panoptic, segment_colours
+from .uncertainty import draw_uncertainty, uncertainty_map
 
 __all__ = [
     'contact_sheet',
     'draw_panoptic',
+    'draw_uncertainty',
     'feature_sheet',
     'label_colours',
     'legend',
@@ -16,5 +18,6 @@ __all__ = [
     'principal_components',
     'segment_colours',
     'text_picture',
+    'uncertainty_map',
     'write_picture',
 ]
