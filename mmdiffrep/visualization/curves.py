@@ -36,3 +36,48 @@ def draw_curves(
     axes.legend(fontsize=8)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def draw_spreads(
+    curves: Mapping[str, Sequence[tuple[float, float, float]]],
+    xlabel: str,
+    ylabel: str,
+    title: str = '',
+    hollow: Sequence[str] = (),
+    note: str = '',
+) -> np.ndarray:
+    """Name -> points (x, mean, deviation), as lines with bars over a logarithmic axis: (H, W, 3) uint8.
+
+    Args:
+        hollow: names whose marks are hollow; ``note`` says what that means.
+
+    Raises:
+        ValueError: nothing to draw, or an x that is not positive.
+    """
+    xs = sorted({x for points in curves.values() for x, _, _ in points})
+    if not xs or xs[0] <= 0:
+        raise ValueError(f'{xlabel}: {xs[:3]} cannot be drawn on a logarithmic axis; needed: positive numbers')
+    figure = Figure(figsize=(7, 4), dpi=120, layout='constrained')
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for k, (name, points) in enumerate(curves.items()):
+        colour = COLOURS[k % len(COLOURS)]
+        # bars of one place stand side by side
+        aside = 1.012 ** (k - (len(curves) - 1) / 2)
+        x, mean, deviation = zip(*((x * aside, mean, deviation) for x, mean, deviation in points))
+        axes.errorbar(
+            x, mean, yerr=deviation, fmt='osD^vP'[k // len(COLOURS) % 6] + '-', color=colour, label=name, linewidth=1.4, markersize=6,
+            markerfacecolor='white' if name in hollow else colour, capsize=3, elinewidth=1.2, zorder=3,
+        )  # fmt: skip
+    axes.set_xscale('log')
+    axes.set_xticks(xs, [f'{x:g}' for x in xs])
+    axes.set_xticks([], minor=True)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_title(title, loc='left', fontsize=11, parse_math=False)
+    if note and any(name in hollow for name in curves):
+        axes.annotate(note, (1, 1), (0, 5), xycoords='axes fraction', textcoords='offset points', ha='right', fontsize=8, color='#8a8a92')
+    axes.grid(alpha=0.25)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.legend(fontsize=8.5, frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
