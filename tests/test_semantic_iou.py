@@ -40,6 +40,17 @@ def test_predictions_are_renumbered_as_the_data_sets_labels():
     assert score(truth, truth, vocabulary) < 20
 
 
+def test_a_panoptic_data_sets_labels_are_numbered_as_its_vocabulary():
+    vocabulary = Vocabulary.parse('grass (stuff); cat')  # the cat comes first
+    labels = torch.tensor([[[0, 0, 1, 255]]])
+    metric = SemanticIoU()
+    metric.dataset_meta = dict(classes=vocabulary.names)
+    sample = dict(gt_sem_seg=dict(sem_seg=labels), vocabulary=vocabulary, img_path='a.png')
+    metric.process({}, [{**sample, 'pred_sem_seg': dict(data=torch.tensor([[[0, 1, 1, 1]]]))}])
+    assert metric.compute_metrics(metric.results)['mIoU'] == 50
+    assert metric.prefix == 'semantic'
+
+
 def test_iou_is_the_one_worked_out_by_hand():
     truth, pred = torch.tensor([[[0, 0, 1, 1]]]), torch.tensor([[[0, 1, 1, 1]]])
     assert score(pred, truth, Vocabulary.parse('a; b'), ('a', 'b')) == pytest.approx(100 * (1 / 2 + 2 / 3) / 2, abs=0.01)

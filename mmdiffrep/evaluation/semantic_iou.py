@@ -14,13 +14,18 @@ from mmdiffrep.registry import METRICS
 
 @METRICS.register_module()
 class SemanticIoU(IoUMetric):
-    """mmseg's ``IoUMetric`` of predictions that are numbered as a :class:`Vocabulary` (things first), labels as the data set.
+    """mmseg's ``IoUMetric`` of predictions that are numbered as a :class:`Vocabulary` (things first).
 
-    Args: mmseg's.
+    Labels are mmseg's (``gt_sem_seg.data``), numbered as the data set's classes, or those of a :class:`PanopticDataset`
+    (``gt_sem_seg.sem_seg``), numbered as its vocabulary.
+
+    Args: mmseg's. The names of the figures begin with ``semantic/``.
 
     Raises:
         ValueError: a sample's vocabulary is not that of the data set: it has another number of classes.
     """
+
+    default_prefix = 'semantic'
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         classes = len(self.dataset_meta['classes'])
@@ -34,6 +39,10 @@ class SemanticIoU(IoUMetric):
                     "ask='ade20k-150'"
                 )
             labels = sample['pred_sem_seg']['data']
-            order = torch.tensor(vocabulary.order, device=labels.device)
-            renumbered.append({**sample, 'pred_sem_seg': dict(data=order[labels])})
+            truth = sample['gt_sem_seg']
+            if 'data' in truth:
+                labels = torch.tensor(vocabulary.order, device=labels.device)[labels]
+            else:
+                truth = dict(data=truth['sem_seg'])
+            renumbered.append({**sample, 'pred_sem_seg': dict(data=labels), 'gt_sem_seg': truth})
         super().process(data_batch, renumbered)

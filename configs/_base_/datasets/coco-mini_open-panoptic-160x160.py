@@ -41,9 +41,13 @@ val_dataloader = dict(
     dataset=dict(data_root=data_root, pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(
-    ann_file=f'{data_root}/annotations/panoptic_val2017.json',
-    seg_prefix=f'{data_root}/annotations/panoptic_val2017/',
-    unseen=held_out,
-)
+val_evaluator = [
+    dict(
+        type='mmdiffrep.PanopticQuality',
+        ann_file=f'{data_root}/annotations/panoptic_val2017.json',
+        seg_prefix=f'{data_root}/annotations/panoptic_val2017/',
+        unseen=held_out,
+    ),
+    dict(type='mmdiffrep.SemanticIoU'),
+]
 test_evaluator = val_evaluator

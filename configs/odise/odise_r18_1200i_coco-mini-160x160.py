@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/models/odise-small.py',
     '../_base_/models/r18-backbone.py',
     '../_base_/datasets/coco-mini_open-panoptic-160x160.py',
-    '../_base_/schedules/mask2former_600i.py',
+    '../_base_/schedules/odise_1200i.py',
     '../_base_/default_runtime_det.py',
 ]
 model = dict(
