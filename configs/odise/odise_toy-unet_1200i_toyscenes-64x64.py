@@ -2,7 +2,7 @@ _base_ = [
     '../_base_/models/odise-small.py',
     '../_base_/denoisers/toy-unet.py',
     '../_base_/datasets/toyscenes_open-panoptic-64x64.py',
-    '../_base_/schedules/odise_1500i.py',
+    '../_base_/schedules/odise_1200i.py',
     '../_base_/default_runtime_det.py',
 ]
 backbone = _base_.backbone

@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/models/odise-small.py',
     '../_base_/models/r18-backbone.py',
     '../_base_/datasets/toyscenes_open-panoptic-64x64.py',
-    '../_base_/schedules/odise_1500i.py',
+    '../_base_/schedules/odise_1200i.py',
     '../_base_/default_runtime_det.py',
 ]
 model = dict(
