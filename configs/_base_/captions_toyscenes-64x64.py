@@ -1,6 +1,6 @@
 # Captioned scenes and squares about their things; zero-shot classification of squares. Data:
 # python tools/make_toyscenes.py data/toyscenes-pretrain --train 16000 --val 500 --val-heldout 0 --pairs 0 --seed 1
-# python tools/make_toyscenes.py data/toyscenes-captions --train 0 --val 400 --val-heldout 400 --pairs 0
+# python tools/make_toyscenes.py data/toyscenes-captions --train 6000 --val 400 --val-heldout 400 --pairs 0
 _base_ = ['pretrain_runtime.py']
 data_root = 'data/toyscenes-captions'
 train_root = 'data/toyscenes-pretrain'
