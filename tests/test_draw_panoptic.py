@@ -39,6 +39,15 @@ def test_each_segment_has_its_colour_and_the_rest_stays():
     np.testing.assert_allclose(mixed[5, 40], (first.astype(float) + 120) / 2, atol=0.5)
 
 
+def test_colours_can_be_given():
+    ids, segments = halves()
+    given = [[1, 2, 3], [250, 9, 9]]
+    drawn = draw_panoptic(GREY, ids, segments, opacity=1, side=64, colours=given, **NO_WORDS)
+    assert (drawn[:23, 21:] == given[0]).all() and (drawn[:, :20] == given[1]).all()
+    with pytest.raises(ValueError, match='1 colours were given for 2 segments'):
+        draw_panoptic(GREY, ids, segments, colours=given[:1])
+
+
 def test_small_pictures_are_enlarged_and_large_ones_shrunk():
     ids, segments = halves()
     assert draw_panoptic(GREY, ids, segments, **NO_WORDS).shape == (480, 640, 3)

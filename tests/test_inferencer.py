@@ -1,5 +1,6 @@
 """OpenVocabInferencer, its files and overlays, and tools/segment.py, on the toy model with a random head."""
 
+import copy
 import importlib.util
 import json
 import subprocess
@@ -19,12 +20,13 @@ from mmdiffrep.openvocab.vocabulary import Vocabulary
 
 pytest.importorskip('mmdet')
 from mmdiffrep.apis import OpenVocabInferencer, ResultFolder, SegmentationResult  # noqa: E402
+from mmdiffrep.apis.export import export_weights  # noqa: E402
 from mmdiffrep.apis.inputs import gather, vocabularies  # noqa: E402
 from mmdiffrep.apis.trained import load_trained, weight_file  # noqa: E402
 from mmdiffrep.datasets.toyscenes import generate_scene  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-NAME = 'odise_toy-unet_1500i_toyscenes-64x64'
+NAME = 'odise_toy-unet_1200i_toyscenes-64x64'
 CONFIG = ROOT / f'configs/odise/{NAME}.py'
 WORDS = 'red disc, crimson disc; blue star; sky (stuff); grass (stuff)'
 KEYS = {'id', 'category', 'name', 'isthing', 'score', 'area', 'bbox', 'seen'}
@@ -299,6 +301,29 @@ def test_a_file_that_runs_code_is_refused(inferencer, tmp_path):
     torch.save(dict(state_dict={}, meta=subprocess.Popen), tmp_path / 'code.pth')
     with pytest.raises(ValueError, match='could run code'):
         load_trained(inferencer.model, tmp_path / 'code.pth')
+
+
+def test_exported_weights_predict_the_same_up_to_half_precision(inferencer, weights, tmp_path):
+    exported = export_weights(weights, CONFIG, tmp_path / 'toy')
+    assert sum(file.stat().st_size for file in exported.iterdir()) < 2e6
+    ask = OpenVocabInferencer(config(), exported, device='cpu')
+    rounded = copy.deepcopy(inferencer.model)
+    for tensor in rounded.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.half())
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole, half, loaded = (
+            model.panoptic_head.predict(model.extract_feat(x), (64, 64))
+            for model in (inferencer.model, rounded, ask.model)
+        )
+    torch.testing.assert_close(loaded.masks, half.masks)
+    torch.testing.assert_close(loaded.embeddings, half.embeddings)
+    # a mask that attention is cut by may turn at a pixel
+    assert (loaded.masks.sigmoid() - whole.masks.sigmoid()).abs().mean() < 0.01
+    assert (loaded.embeddings * whole.embeddings).sum(
+        -1
+    ).mean() > 0.999 * whole.embeddings.square().sum(-1).mean()
 
 
 def test_weights_that_are_not_there_are_named(tmp_path):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a segmentor trained on diffusion features: makes or reuses the environment, then runs tools/demo.py.
+# From nothing to pictures segmented in any words: makes or reuses the environment, then runs tools/demo.py.
 # Usage: bash tools/demo.sh [--out FOLDER] [--iters N]      Safe to repeat.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -4,11 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import collections
-import json
-import re
-import shutil
-import subprocess
 import sys
 import time
 import warnings
@@ -21,9 +16,9 @@ import torch
 
 import mmdiffrep  # noqa: F401  before the toolkits, so that they work with mmcv-lite
 from mmdiffrep.datasets.toyscenes import write_toyscenes
-from mmdiffrep.diffusion.noise import NoisePolicy
-from mmdiffrep.utils.taps import find_backbone, format_table, uncut_denoiser
-from mmdiffrep.visualization import contact_sheet, feature_sheet, legend, overlay, write_picture
+from mmdiffrep.utils.demo import draw_features, read_scores, run_tool, shown_command
+from mmdiffrep.utils.taps import format_table
+from mmdiffrep.visualization import contact_sheet, legend, overlay, write_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 DIFFUSION = ROOT / 'configs/fpn/diffusion_toy-unet_fpn_300i_toyscenes-64x64.py'
@@ -31,8 +26,6 @@ STOCK = ROOT / 'configs/fpn/r18_fpn_300i_toyscenes-64x64.py'
 SCENES = dict(train=200, val=100)
 SIZE = (128, 128)
 SHOWN, SHOWN_FEATURES = 6, 4  # validation scenes on the sheets
-# which of mmengine's log lines are shown; all of them go into train.log
-PROGRESS = re.compile(r'Iter\(train\)|Iter\(val\).*mIoU|Saving checkpoint|/mmdiffrep/.*Warning: ')
 
 
 @dataclass
@@ -56,7 +49,9 @@ class Run:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--out', type=Path, default=ROOT / 'demo_output', help='folder to write')
+    parser.add_argument(
+        '--out', type=Path, default=ROOT / 'demo_output/backbones', help='folder to write'
+    )
     parser.add_argument('--iters', type=int, help="training iterations; default: the configs'")
     args = parser.parse_args(argv)
     out, start = args.out.resolve(), time.perf_counter()
@@ -79,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def say(step: int, text: str) -> None:
-    print(f'\n[demo {step}/4] {text}', flush=True)
+    print(f'\n[{step}/4] {text}', flush=True)
 
 
 def draw_scenes(out: Path) -> Path:
@@ -95,48 +90,15 @@ def train(step: int, name: str, config: Path, scenes: Path, out: Path, iters: in
         RuntimeError: the training failed; with the end of its output.
     """
     folder = out / 'runs' / config.stem
-    shutil.rmtree(folder, ignore_errors=True)  # an earlier demonstration's
-    folder.mkdir(parents=True)
     options = [
         f'{loader}_dataloader.dataset.data_root={scenes}' for loader in ('train', 'val', 'test')
     ]
     if iters is not None:
         options += [f'train_cfg.max_iters={iters}', f'train_cfg.val_interval={iters}']
-    command = [sys.executable, '-u', str(ROOT / 'tools/train.py'), str(config)]
-    command += ['--work-dir', str(folder), '--cfg-options', *options]
-    try:
-        shown = config.relative_to(Path.cwd())
-    except ValueError:
-        shown = config
-    say(step, f'FPN on a {name}: python tools/train.py {shown}')
-    start, log = time.perf_counter(), folder / 'train.log'
-    last: collections.deque[str] = collections.deque(maxlen=30)
-    with (
-        open(log, 'w') as file,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace'
-        ) as process,
-    ):
-        for line in process.stdout:
-            file.write(line)
-            last.append(line)
-            if PROGRESS.search(line):
-                print(f'  {line.split(" - INFO - ")[-1].strip()}', flush=True)
-    if process.returncode:
-        raise RuntimeError(f'training on {config.name} failed ({log}):\n{"".join(last)}')
-    return Run(name, folder, read_miou(folder), time.perf_counter() - start)
-
-
-def read_miou(folder: Path) -> float:
-    """The last mIoU in a run's JSON log, in percent."""
-    logs = sorted(folder.glob('*/vis_data/scalars.json'))
-    lines = [json.loads(line) for line in logs[-1].read_text().splitlines()] if logs else []
-    values = [line['mIoU'] for line in lines if 'mIoU' in line]
-    if not values:
-        raise RuntimeError(
-            f'{folder} has no */vis_data/scalars.json with an mIoU: it was not validated'
-        )
-    return values[-1]
+    command = [ROOT / 'tools/train.py', config, '--work-dir', folder, '--cfg-options', *options]
+    say(step, f'FPN on a {name}: {shown_command(command[:2], Path.cwd())}')
+    seconds = run_tool(command, folder, Path.cwd())
+    return Run(name, folder, read_scores(folder, 'mIoU')['mIoU'], seconds)
 
 
 def summary(runs: list[Run]) -> str:
@@ -155,6 +117,8 @@ def summary(runs: list[Run]) -> str:
 
 def draw(runs: list[Run], out: Path) -> list[tuple[Path, str]]:
     """Overlays and feature pictures; each file with what it shows."""
+    from mmengine.config import Config
+
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         predicted = [predict(run, SHOWN) for run in runs]
@@ -176,7 +140,7 @@ def draw(runs: list[Run], out: Path) -> list[tuple[Path, str]]:
     overlays = write_picture(out / 'overlays.png', sheet)
     return [
         (overlays, 'image | truth | both predictions'),
-        *draw_features(runs[0], samples.images, out),
+        *draw_features(Config.fromfile(runs[0].config), samples.images[:SHOWN_FEATURES], out),
     ]
 
 
@@ -212,35 +176,6 @@ def predict(run: Run, count: int) -> Samples:
         names=list(dataset.metainfo['classes']),
         palette=[list(colour) for colour in dataset.metainfo['palette']],
     )
-
-
-def draw_features(run: Run, images: list[np.ndarray], out: Path) -> list[tuple[Path, str]]:
-    """Principal components of the configured taps, and of every block of the whole network."""
-    from mmengine.config import Config
-
-    backbone = find_backbone(Config.fromfile(run.config))
-    denoiser = uncut_denoiser(backbone)
-    shown = images[:SHOWN_FEATURES]
-    rgb = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    t = torch.full((len(rgb),), backbone['timesteps'])
-    noise = NoisePolicy(**backbone.get('noise', {})).draw(tuple(rgb.shape))
-    x_t = rgb if noise is None else denoiser.schedule.add_noise(rgb, noise, t)
-    blocks = [
-        tap
-        for tap in denoiser.tap_info(SIZE)
-        if re.fullmatch(r'((down|up)_blocks\.\d+|mid_block)', tap)
-    ]
-    title = 'The first three principal components of'
-    files = []
-    for name, taps, what, side in (
-        ('features_taps', list(backbone['taps']), 'the taps that the segmentor reads', 176),
-        ('features_blocks', blocks, 'every block of the U-Net', 112),
-    ):
-        with torch.no_grad():
-            maps = denoiser.features(x_t, t, taps=taps)
-        sheet = feature_sheet(shown, maps, title=f'{title} {what}, at t = {t[0]}', side=side)
-        files.append((write_picture(out / f'{name}.png', sheet), f'PCA of {what}'))
-    return files
 
 
 if __name__ == '__main__':

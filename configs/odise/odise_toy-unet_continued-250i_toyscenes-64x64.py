@@ -1,5 +1,5 @@
 # Goes on from the weights that ship, at a tenth of the rate: bash tools/demo.sh does so with 200 scenes.
-_base_ = ['odise_toy-unet_1500i_toyscenes-64x64.py']
+_base_ = ['odise_toy-unet_1200i_toyscenes-64x64.py']
 load_from = 'mmdiffrep/toy-odise'
 optim_wrapper = dict(optimizer=dict(lr=1e-4))
 param_scheduler = [

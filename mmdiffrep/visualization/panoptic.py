@@ -39,6 +39,7 @@ def draw_panoptic(
     side: int | None = None,
     labels: bool = True,
     key: bool = True,
+    colours: Sequence[Sequence[int]] | np.ndarray | None = None,
 ) -> np.ndarray:
     """A picture (H, W, 3) uint8 RGB with its segments: (h, w, 3) uint8.
 
@@ -50,12 +51,17 @@ def draw_panoptic(
         labels: write names into the picture. A label that would hide a small segment stands beside it, in its colour; one for
             which there is no room is left to the legend: no two overlap.
         key: a legend below.
+        colours: RGB, one a segment; default: :func:`segment_colours`.
 
     Raises:
         ValueError: shapes or kinds do not fit, or an id has no segment, or two.
     """
     places = _places(image, ids, segments)
-    colours = segment_colours(len(segments))
+    if colours is None:
+        colours = segment_colours(len(segments))
+    colours = np.asarray(colours, np.uint8).reshape(-1, 3)
+    if len(colours) != len(segments):
+        raise ValueError(f'{len(colours)} colours were given for {len(segments)} segments')
     side = side or min(max(SIDES[0], *ids.shape), SIDES[1])
     picture = overlay(image, places, colours, opacity, side)  # type: ignore[arg-type]
     if labels:
