@@ -8,13 +8,11 @@ import sys
 from pathlib import Path
 
 import torch
-from mmengine.runner import load_checkpoint
 from mmengine.utils import track_iter_progress
 
 import mmdiffrep  # noqa: F401
-from mmdiffrep.diffusion.generative import GenerativeModel
+from mmdiffrep.apis.generative import load_generative
 from mmdiffrep.engine.hooks.sample_hook import draw_rows
-from mmdiffrep.registry import MODELS
 from mmdiffrep.utils import cli
 from mmdiffrep.visualization.canvas import write_picture
 from mmdiffrep.visualization.samples import sample_grid, to_pictures
@@ -38,28 +36,10 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def load(model: str, checkpoint: str | None) -> GenerativeModel:
-    """Raises: FileNotFoundError, ValueError with the cure."""
-    if not model.endswith('.py'):
-        if checkpoint is not None:
-            raise ValueError(f'{model} is no config file, so that the checkpoint {checkpoint} says nothing: leave it out')
-        return GenerativeModel.load(model)
-    if checkpoint is None:
-        raise ValueError(f'{model} is a config: give the checkpoint too, or the folder that its training wrote (WORK_DIR/diffusers)')
-    cfg = cli.read_config(argparse.Namespace(
-        config=model, local_rank=0, launcher='none', cfg_options=None, work_dir=None, seed=None, deterministic=False))  # fmt: skip
-    pretrainer = MODELS.build(cfg.model)
-    if not isinstance(getattr(pretrainer, 'model', None), GenerativeModel):
-        raise ValueError(f'{model} trains a {type(pretrainer).__name__}, which draws nothing; allowed: mmdiffrep.DenoisingPretrainer')
-    # an EMAHook's checkpoint holds the average as the model's own weights
-    load_checkpoint(pretrainer, str(cli.existing_checkpoint(checkpoint)), 'cpu', strict=True)
-    return pretrainer.model
-
-
 def draw(args: argparse.Namespace) -> None:
     if args.size and len(args.size) > 2:
         raise ValueError(f'--size {args.size} does not fit; allowed: one side, or H W')
-    model = load(args.model, args.checkpoint).to(args.device).eval()
+    model = load_generative(args.model, args.checkpoint).to(args.device).eval()
     size = None if not args.size else tuple(args.size) if len(args.size) == 2 else args.size[0]
     images, titles = draw_rows(
         model, args.count, args.prompts, args.class_ids, args.seed, steps=args.steps, sampler=args.sampler,

@@ -5,8 +5,10 @@ from typing import Any
 
 _HOMES = dict(
     OpenVocabInferencer='open_vocab_inferencer',
+    PseudoLabels='pseudo_labels',
     ResultFolder='segmentation_result',
     SegmentationResult='segmentation_result',
+    UncertainSegmenter='uncertain_segmenter',
 )
 
 __all__ = list(_HOMES)

@@ -20,6 +20,7 @@ from mmdiffrep.openvocab.vocabulary import Vocabulary
 from mmdiffrep.registry import MODELS
 from mmdiffrep.utils.cli import type_name
 
+from .building import chosen_device, image_steps
 from .inputs import gather, vocabularies
 from .segmentation_result import ResultFolder, SegmentationResult
 from .trained import load_trained, read_config, weight_file
@@ -54,10 +55,10 @@ class OpenVocabInferencer:
     ) -> None:
         cfg = read_config(config)
         # mistakes first: building takes seconds
-        self.device = _device(device)
+        self.device = chosen_device(device)
         self.weights = weight_file(weights) if weights is not None else None
         _check_model(cfg)
-        loader, *rest = _pipeline(cfg)
+        loader, *rest = image_steps(cfg)
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):
             self._load_file, self._prepare = Compose([loader]), Compose(rest)
             self.model = revert_sync_batchnorm(MODELS.build(cfg.model))
@@ -181,19 +182,6 @@ class OpenVocabInferencer:
         return [_result(sample, rgb, path) for sample, (_, rgb, path) in zip(samples, loaded)]
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise ValueError(
-            f'device={str(device)!r} cannot be used ({str(error).splitlines()[0]})'
-        ) from error
-    return chosen
-
-
 def _check_model(cfg: Config) -> None:
     kind = type_name(cfg.model) if 'model' in cfg else 'no model'
     if kind != 'OpenVocabSegmentor':
@@ -204,24 +192,6 @@ def _check_model(cfg: Config) -> None:
         raise ValueError(
             'the config has model.test_cfg.panoptic=False: segments come from the panoptic result'
         )
-
-
-def _pipeline(cfg: Config) -> list[dict[str, Any]]:
-    """The test pipeline without annotations; the first step loads a file."""
-    data = cfg.get('test_dataloader', {}).get('dataset', {})
-    while 'pipeline' not in data and 'dataset' in data:
-        data = data['dataset']
-    steps = data.get('pipeline') or cfg.get('test_pipeline') or []
-    kept = [
-        step
-        for step in steps
-        if not (type_name(step).startswith('Load') and type_name(step).endswith('Annotations'))
-    ]
-    if not kept or type_name(kept[0]) != 'LoadImageFromFile':
-        raise ValueError(
-            f'the test pipeline is {[type_name(step) for step in steps]}; it must begin with LoadImageFromFile'
-        )
-    return kept
 
 
 def _result(sample: Any, rgb: np.ndarray, path: Path | None) -> SegmentationResult:
