@@ -15,7 +15,7 @@ from mmdiffrep.datasets.toyscenes import write_toyscenes
 
 pytest.importorskip('mmdet')
 ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / 'configs/odise/odise_toy-unet_1500i_toyscenes-64x64.py'
+CONFIG = ROOT / 'configs/odise/odise_toy-unet_1200i_toyscenes-64x64.py'
 pytestmark = pytest.mark.skipif(not CONFIG.is_file(), reason='the tests do not run in a checkout')
 # each process notes its images and losses, and a hash of its weights at the end
 WATCH = """
