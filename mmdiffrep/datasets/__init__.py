@@ -6,8 +6,9 @@ from .captions import ImageCaptions
 from .few_labels import LabelSubset
 from .images import ImageFolder
 from .instance_crops import InstanceCrops
+from .labelled_pixels import LabelledPixels
 
-__all__ = ['ImageCaptions', 'ImageFolder', 'InstanceCrops', 'LabelSubset']
+__all__ = ['ImageCaptions', 'ImageFolder', 'InstanceCrops', 'LabelSubset', 'LabelledPixels']
 
 if find_spec('mmseg') is not None:
     from .label_transforms import CheckLabels, IgnoreSmallClasses

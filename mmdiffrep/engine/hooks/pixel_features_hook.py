@@ -1,0 +1,217 @@
+"""PixelFeaturesHook: a frozen backbone looks at each training image once; a PixelEnsemble learns from what it saw."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Any
+
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.dist import get_world_size
+from mmengine.hooks import Hook
+from torch import Tensor, nn
+
+from mmdiffrep.diffusion.feature_store import FeatureStore, content_key
+from mmdiffrep.openvocab.hashing import tensor_bytes
+from mmdiffrep.registry import HOOKS
+from mmdiffrep.version import __version__
+
+SECONDS = 10  # between messages of progress
+
+
+@HOOKS.register_module()
+class PixelFeaturesHook(Hook):
+    """Before training: the features of all training images. While it runs: members stop one by one, and training with the last.
+
+    For ``mmdiffrep.EnsembleSegmentor`` on ``mmdiffrep.LabelledPixels``. Images go through the model's own data preprocessor and backbone as
+    at test time, one by one.
+
+    Args:
+        folder: where features are kept, so that later runs find them; None: in memory.
+        dtype: ``'fp16'`` or ``'fp32'``.
+        resident: bytes of ``folder``'s files that may stay in main memory at once.
+
+    Raises:
+        ValueError: a backbone that is trained or draws fresh noise, whose features cannot be kept; a pipeline that changes images
+            at random; more than one process.
+    """
+
+    # before a checkpoint is saved, so that the last one is
+    priority = 'ABOVE_NORMAL'
+
+    def __init__(
+        self, folder: str | None = None, dtype: str = 'fp16', resident: int = 2**30
+    ) -> None:
+        FeatureStore(
+            '', None, dtype, resident
+        )  # what does not fit is reported when the config is read
+        self.folder, self.dtype, self.resident = folder, dtype, resident
+        self._stopped = 0
+
+    def before_train(self, runner: Any) -> None:
+        from mmdiffrep.datasets import LabelledPixels
+        from mmdiffrep.models.ensemble import EnsembleSegmentor
+
+        model, data = runner.model, runner.train_dataloader.dataset
+        if get_world_size() > 1:
+            raise ValueError(
+                'a PixelEnsemble is trained in one process: its members already share every step. Leave --launcher out'
+            )
+        if not isinstance(model, EnsembleSegmentor) or not isinstance(data, LabelledPixels):
+            raise ValueError(
+                f'PixelFeaturesHook is for mmdiffrep.EnsembleSegmentor on mmdiffrep.LabelledPixels; this run has {type(model).__name__} on '
+                f'{type(data).__name__}'
+            )
+        if data.members != model.decode_head.members:
+            raise ValueError(
+                f'LabelledPixels(members={data.members}) feeds PixelEnsemble(members={model.decode_head.members}): give the same number'
+            )
+        check_frozen(model)
+        self.compute(model, data, runner.logger)
+        loop = runner.train_loop
+        if loop.max_iters > len(data):
+            runner.logger.info(
+                f'{data.epochs} epochs of {data.epoch_steps} steps end before max_iters={loop.max_iters}'
+            )
+            loop._max_iters = len(data)
+        stopped = model.decode_head.stopping.stopped
+        self._stopped = int(stopped.sum())
+        if stopped.all():
+            loop._max_iters = min(loop.max_iters, loop.iter)
+
+    @torch.no_grad()
+    def compute(self, model: Any, data: Any, logger: Any) -> None:
+        """Fill the model's store."""
+        store = FeatureStore(backbone_mark(model), self.folder, self.dtype, self.resident)
+        noise = getattr(model.backbone, 'noise', None)
+        logger.info(
+            f'Features of {len(data.dataset)} images by {type(model.backbone).__name__}'
+            + (f', noise: {noise}' if noise else '')
+        )
+        was_training = model.training
+        model.eval()
+        begin = spoken = time.monotonic()
+        data.full_init()
+        for i in range(len(data.dataset)):
+            item = data.dataset[i]
+            if i == 0:
+                check_repeats(item, data.dataset[i])
+            if data.labels_of(item).shape != data.sizes[i]:
+                raise ValueError(_random(item))
+            inputs = model.data_preprocessor(pseudo_collate([item]), False)['inputs']
+            size = (inputs.shape[-2], inputs.shape[-1])
+            store.add(
+                content_key(inputs[0]), size, lambda inputs=inputs: model.extract_feat(inputs)
+            )
+            now = time.monotonic()
+            if now - spoken > SECONDS:
+                spoken = now
+                left = (now - begin) / (i + 1) * (len(data.dataset) - i - 1)
+                logger.info(f'Features of {i + 1}/{len(data.dataset)} images, {left:.0f} s to go')
+        model.train(was_training)
+        where = 'in memory' if self.folder is None else f'in {self.folder}'
+        found = (
+            ''
+            if store.computed == len(store)
+            else f', {len(store) - store.computed} of them found there'
+        )
+        logger.info(
+            f'Features of {len(store)} images: {store.bytes / 2**20:.1f} MiB {where}{found}, {time.monotonic() - begin:.1f} s; '
+            f'{len(data.labels)} labelled pixels, {data.epoch_steps} steps an epoch'
+        )
+        model.store = store
+
+    def after_train_iter(self, runner: Any, *_: Any, **__: Any) -> None:
+        stopped = runner.model.decode_head.stopping.stopped
+        count = int(stopped.sum())
+        if count == self._stopped:
+            return
+        runner.logger.info(
+            f'{count} of {len(stopped)} members have stopped after {runner.iter + 1} steps'
+        )
+        self._stopped = count
+        if count == len(stopped):
+            # as if it had been asked for no more: the last checkpoint and validation come as usual
+            runner.train_loop._max_iters = runner.iter + 1
+
+
+def check_frozen(model: Any) -> None:
+    """ValueError for features that may not be kept, saying why."""
+    for part in ('backbone', 'neck'):
+        trained = [
+            name
+            for name, p in getattr(model, part, nn.Module()).named_parameters()
+            if p.requires_grad
+        ]
+        if trained:
+            raise ValueError(
+                f'the {part} has {len(trained)} trained parameters ({", ".join(trained[:3])} …), so that its features would change with every '
+                "step, and a PixelEnsemble's are computed once. Freeze it: DiffusionBackbone(trainable=False, adapter=None), "
+                'ResNet(frozen_stages=4)'
+            )
+    noise = getattr(model.backbone, 'noise', None)
+    if noise is not None and not noise.deterministic:
+        raise ValueError(
+            "noise=dict(kind='fresh') gives an image other features at every look, and a PixelEnsemble's are computed once: use "
+            "dict(kind='shared', seed=0), as in the paper"
+        )
+
+
+def check_repeats(first: dict[str, Any], second: dict[str, Any]) -> None:
+    """ValueError if a pipeline gives an image differently the second time."""
+    same = torch.equal(first['inputs'], second['inputs'])
+    if not same or not torch.equal(
+        first['data_samples'].gt_sem_seg.data, second['data_samples'].gt_sem_seg.data
+    ):
+        raise ValueError(_random(first))
+
+
+def _random(item: dict[str, Any]) -> str:
+    return (
+        f'the pipeline gives {item["data_samples"].metainfo.get("img_path", "an image")} differently each time, and features are computed '
+        'once: leave its random transforms out'
+    )
+
+
+def backbone_mark(model: Any) -> str:
+    """Names what decides the features of an image: structure, settings, weights, versions, device."""
+    import diffusers
+
+    found = hashlib.sha256()
+    parts: list[Any] = [torch.__version__, diffusers.__version__, __version__]
+    for name in ('backbone', 'neck'):
+        part = getattr(model, name, None)
+        if part is None:
+            continue
+        parts += [repr(part), _settings(part)]
+        tensors: dict[str, Tensor] = dict(part.named_parameters()) | dict(part.named_buffers())
+        for key, value in sorted(tensors.items()):
+            found.update(f'{key} {value.dtype} {value.device.type}'.encode() + tensor_bytes(value))
+    found.update(repr(parts).encode())
+    return found.hexdigest()
+
+
+def _settings(part: Any) -> dict[str, str]:
+    """A DiffusionBackbone's that its repr does not show."""
+    names = (
+        'bgr',
+        'class_id',
+        'amp_dtype',
+        'windows',
+        'taps',
+        'timesteps',
+        'noise',
+        'out_strides',
+        'strides',
+        '_prompts',
+    )
+    told = {name: repr(getattr(part, name)) for name in names if hasattr(part, name)}
+    denoiser = getattr(part, 'denoiser', None)
+    if denoiser is not None:
+        told['weights'], told['schedule'] = (
+            str(denoiser.fingerprint),
+            repr(denoiser.schedule.to_config()),
+        )
+        told['dtype'] = str(next(denoiser.network.parameters()).dtype)
+    return told
