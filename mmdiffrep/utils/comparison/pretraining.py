@@ -18,6 +18,7 @@ KNOWN_DATA = {
     r'open-mmlab://resne|torchvision://|in1k|swin_tiny_patch4_window7_224_2022': 'ImageNet',
     r'ddpm-(ema-)?(cat|church|bedroom)|lsun': 'LSUN',
     r'ddpm-cifar10': 'CIFAR-10',
+    r'ffhq': 'FFHQ',
     r'ddpm-(ema-)?celebahq': 'CelebA-HQ',
     r'stable-diffusion': 'LAION',
 }
