@@ -120,6 +120,26 @@ def test_a_loader_of_the_runner_takes_it(folder):
     assert loader.dataset.metainfo['classes'] == META['classes']
 
 
+def test_pixels_are_drawn_from_a_subset_of_any_data_set(folder):
+    subset = dict(
+        type='mmdiffrep.LabelSubset',
+        dataset=config(folder, 'mmseg.BaseSegDataset', PACK),
+        num_labels=3,
+    )
+    data = DATASETS.build(
+        dict(type='mmdiffrep.LabelledPixels', dataset=subset, members=2, pixels=4, epochs=1)
+    )
+    data.full_init()
+    wanted = [
+        cv2.imread(f.replace('images', 'labels'), cv2.IMREAD_UNCHANGED) for f in files(data.dataset)
+    ]
+    assert len(wanted) == 3 and len(data) == sum((m != 255).sum() for m in wanted) // 4
+    image, y, x, label = data[0]['pixels'].numpy()
+    assert all(
+        wanted[i][v, u] == k for i, v, u, k in zip(*(a.ravel() for a in (image, y, x, label)))
+    )
+
+
 # ---- what is refused ------------------------------------------------------------------------------------------
 
 

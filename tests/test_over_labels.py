@@ -91,6 +91,13 @@ def test_a_config_may_lack_a_number_of_labels(tmp_path, files):
     assert found.curves()['ours'][-1] == (50, 50.0, 0.0) and 'over 1 to 3 seeds' in found.markdown()
 
 
+def test_configs_of_one_number_may_lie_in_several_files(tmp_path, files):
+    other = write(tmp_path / 'stock.json', 5, '5 labels, stock', {'stock_2k_camvid': {5: [20.0]}})
+    found = read([*files, other])
+    assert found.counts == [5, 20] and found.curves()['stock'] == [(5, 20.0, 0.0)]
+    assert list(found.curves()) == ['ours', 'stock', 'random']
+
+
 def test_wrong_files_are_refused(tmp_path, files):
     with pytest.raises(FileNotFoundError, match=r'x\.json: no such file\. There are: .*20\.json'):
         read([str(tmp_path / 'x.json')])
@@ -98,7 +105,7 @@ def test_wrong_files_are_refused(tmp_path, files):
     with pytest.raises(ValueError, match="the tag 'few', which names no number"):
         read([odd])
     assert read([odd, files[0]], [3, 20]).counts == [3, 20]
-    with pytest.raises(ValueError, match='has 5 labels, as a file before it'):
+    with pytest.raises(ValueError, match='has ours_2k_camvid with 5 labels, as a file before it'):
         read([*files, files[1]])
     with pytest.raises(ValueError, match='1 numbers of labels were given for 2 files'):
         read(files, [1])

@@ -4,7 +4,7 @@
     for n in 5 20 50; do
       python tools/compare.py CONFIG… --tag $n-labels --cfg-options train_dataloader.dataset.num_labels=$n \
         train_dataloader.dataset.subset_seed={seed}
-    done
+    done                       # of an ensemble: train_dataloader.dataset.dataset.num_labels, …
     python tools/plot_labels.py work_dirs/compare/{5,20,50}-labels.json --out over_labels.png
 
 Writes FILE.png and FILE.md.
@@ -27,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        'files', nargs='+', help='WORK_DIR/TAG.json of tools/compare.py, one a number of labels'
+        'files', nargs='+', help='WORK_DIR/TAG.json of tools/compare.py, one or more a number of labels'
     )
     parser.add_argument(
         '--labels',

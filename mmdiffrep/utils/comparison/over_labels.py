@@ -86,7 +86,7 @@ class OverLabels:
 def read(
     files: Sequence[str | Path], counts: Sequence[int] | None = None, metric: str | None = None
 ) -> OverLabels:
-    """What ``tools/compare.py --tag N-labels`` wrote, once for each N.
+    """What ``tools/compare.py --tag N-labels`` wrote, for each N; several files may have one N and different configs.
 
     Args:
         counts: of labels, one a file; default: the number in each tag, as in ``20-labels``.
@@ -94,7 +94,7 @@ def read(
 
     Raises:
         FileNotFoundError: a file is not there.
-        ValueError: it is no such file, has no number in its tag or not the metric, or two have one number.
+        ValueError: it is no such file, has no number in its tag or not the metric, or two have one config with one number.
     """
     if counts is not None and len(counts) != len(files):
         raise ValueError(
@@ -104,19 +104,18 @@ def read(
     found = OverLabels(metric or contents[0]['metrics'][0])
     for k, (file, content) in enumerate(zip(files, contents)):
         count = counts[k] if counts is not None else _count(content['tag'], file)
-        if count in found.counts:
-            raise ValueError(
-                f'{file} has {count} labels, as a file before it: give one a number, or say the numbers with --labels'
-            )
-        found.counts.append(count)
+        found.counts = sorted({*found.counts, count})
         for config in content['configs']:
             name = config['name']
+            if count in found.scores.get(name, {}):
+                raise ValueError(
+                    f'{file} has {name} with {count} labels, as a file before it: leave one out, or say the numbers with --labels'
+                )
             scores = [_score(run['curve'], found.metric, file) for run in config['runs']]
             found.scores.setdefault(name, {})[count] = scores
             found.pretrained[name] = not re.fullmatch(
                 r'from scratch|random weights.*', config['pretrained_on']
             )
-    found.counts.sort()
     return found
 
 
