@@ -253,6 +253,7 @@ def test_backbones_whose_features_change_are_refused(
 
 @pytest.mark.parametrize('changes, message', [
     ({'train_dataloader.dataset.members': 4}, 'members=4'),
+    ({'train_dataloader.sampler': dict(type='InfiniteSampler', shuffle=True, _delete_=True)}, 'in order'),
     ({'train_dataloader.dataset.dataset.pipeline': [*LOAD, dict(type='mmseg.PhotoMetricDistortion'), *PACK]}, 'random'),
     ({'train_dataloader.dataset': 'plain'}, 'LabelledPixels'),
 ])  # fmt: skip

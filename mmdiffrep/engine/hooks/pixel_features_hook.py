@@ -10,7 +10,9 @@ import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
+from mmengine.runner import IterBasedTrainLoop
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler
 
 from mmdiffrep.diffusion.feature_store import FeatureStore, content_key
 from mmdiffrep.openvocab.hashing import tensor_bytes
@@ -34,7 +36,7 @@ class PixelFeaturesHook(Hook):
 
     Raises:
         ValueError: a backbone that is trained or draws fresh noise, whose features cannot be kept; a pipeline that changes images
-            at random; more than one process.
+            at random; steps that are shuffled; more than one process.
     """
 
     # before a checkpoint is saved, so that the last one is
@@ -67,6 +69,7 @@ class PixelFeaturesHook(Hook):
             raise ValueError(
                 f'LabelledPixels(members={data.members}) feeds PixelEnsemble(members={model.decode_head.members}): give the same number'
             )
+        check_order(runner)
         check_frozen(model)
         self.compute(model, data, runner.logger)
         loop = runner.train_loop
@@ -134,6 +137,21 @@ class PixelFeaturesHook(Hook):
         if count == len(stopped):
             # as if it had been asked for no more: the last checkpoint and validation come as usual
             runner.train_loop._max_iters = runner.iter + 1
+
+
+def check_order(runner: Any) -> None:
+    """ValueError for a loop that does not read the steps one after the other."""
+    loop, sampler = runner.train_loop, runner.train_dataloader.sampler
+    if not isinstance(loop, IterBasedTrainLoop):
+        raise ValueError(
+            f'train_cfg is of type {type(loop).__name__}, and LabelledPixels holds all epochs one after the other: use '
+            "dict(type='IterBasedTrainLoop', max_iters=...)"
+        )
+    if isinstance(sampler, RandomSampler) or getattr(sampler, 'shuffle', False):
+        raise ValueError(
+            f'train_dataloader.sampler is a shuffling {type(sampler).__name__}, and LabelledPixels has shuffled the pixels already: its '
+            'items are steps, to be read in order. Give sampler=None'
+        )
 
 
 def check_frozen(model: Any) -> None:
