@@ -17,7 +17,7 @@ from mmdiffrep.utils import cli
 from mmdiffrep.utils.taps import format_table
 
 # the toy model that comes with the package
-CONFIG = 'odise_toy-unet_1500i_toyscenes-64x64'
+CONFIG = 'odise_toy-unet_1200i_toyscenes-64x64'
 WEIGHTS = 'mmdiffrep/toy-odise'
 
 
