@@ -107,7 +107,7 @@ class FeatureStore:
             if found is None:
                 found = rows.new_empty(len(image), rows.shape[1])
             found[places] = rows
-        self._release()
+            self._release()
         if found is None:
             raise ValueError('no pixels were asked for: give at least one')
         return found
