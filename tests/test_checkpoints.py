@@ -193,6 +193,8 @@ def test_an_export_is_the_trained_part_and_a_card(model, run, config, tmp_path):
         run, config, tmp_path / 'out', description='It tells lines.', notes=['PQ 1.0']
     )
     assert sorted(p.name for p in folder.iterdir()) == ['README.md', 'out.safetensors']
+    # readable by whom the user's umask lets
+    assert folder.joinpath('out.safetensors').stat().st_mode == folder.joinpath('README.md').stat().st_mode
     stored = load_file(folder / 'out.safetensors')
     assert stored['linear.weight'].dtype == torch.float16
     assert stored['steps'].dtype == torch.int64 and stored['frozen_digest'].dtype == torch.uint8

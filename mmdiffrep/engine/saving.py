@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -55,11 +56,21 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(new, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     write(new)
+    _open_to_readers(new)
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
     new.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Files as the user's umask has them: safetensors leaves its files to their owner alone, and a team shares a folder."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.rglob('*'):
+        if file.is_file():
+            file.chmod(0o666 & ~mask)
 
 
 def model_card(
