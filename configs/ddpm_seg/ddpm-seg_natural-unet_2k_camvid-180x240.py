@@ -37,7 +37,5 @@ labelled.update(
 train_dataloader = dict(
     batch_size=1,
     sampler=None,  # in order
-    dataset=dict(
-        _delete_=True, type='mmdiffrep.LabelledPixels', members=10, pixels=64, dataset=labelled
-    ),
-)
+    dataset=dict(_delete_=True, type='mmdiffrep.LabelledPixels', members=10, pixels=64, dataset=labelled),
+)  # fmt: skip
