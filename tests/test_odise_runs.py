@@ -13,7 +13,7 @@ from mmdiffrep.apis import OpenVocabInferencer
 from mmdiffrep.datasets.toyscenes import write_toyscenes
 
 pytest.importorskip('mmdet')
-CONFIG = Path(__file__).parents[1] / 'configs/odise/odise_toy-unet_1500i_toyscenes-64x64.py'
+CONFIG = Path(__file__).parents[1] / 'configs/odise/odise_toy-unet_1200i_toyscenes-64x64.py'
 pytestmark = pytest.mark.skipif(not CONFIG.is_file(), reason='the tests do not run in a checkout')
 
 

@@ -24,7 +24,7 @@ from mmdiffrep.models.openvocab.pooling import MaskPooledEmbedding  # noqa: E402
 from mmdiffrep.models.openvocab.results import mmdet_ids  # noqa: E402
 from mmdiffrep.models.openvocab.text_classifier import TextClassifier  # noqa: E402
 
-CONFIG = 'configs/odise/odise_toy-unet_1500i_toyscenes-64x64.py'
+CONFIG = 'configs/odise/odise_toy-unet_1200i_toyscenes-64x64.py'
 SEEN = 'red disc; blue star; green ring; grass (stuff); sky (stuff)'
 
 
