@@ -603,7 +603,7 @@ def test_mistakes_are_one_line(tool, configs, stand, capsys):
 
     assert 'Nearest: ' in error('pixels_linear_300i_toyscenes-63x63.py')
     assert '--seeds 0 does not fit' in error(configs[0], '--seeds', '0')
-    assert 'There is no .pth file' in error(configs[0], '--test', 'none.pth')
+    assert 'There is no .pth or .safetensors file' in error(configs[0], '--test', 'none.pth')
     assert '2 configs and 1 checkpoints were given' in error(*configs, '--test', 'none.pth')
     assert 'net-a_10i.py is given twice' in error(configs[0], configs[0])
     assert "'number' is not of the form KEY=VALUE" in error(configs[0], '--cfg-options', 'number')

@@ -436,7 +436,7 @@ def test_the_tool_prints_a_table_and_the_files(tool, inferencer, photos, weights
             '--out',
             str(out),
             '--templates',
-            'single',
+            'none',
             *options,
         ]
     )

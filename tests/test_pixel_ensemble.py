@@ -348,6 +348,7 @@ def test_what_does_not_fit_is_refused():
         num_convs=0,
         concat_input=False,
         num_classes=5,
+        loss_decode=dict(type='mmseg.CrossEntropyLoss'),
     )
     with pytest.raises(ValueError, match='PixelEnsemble'):
         segmentor(decode_head=fcn)

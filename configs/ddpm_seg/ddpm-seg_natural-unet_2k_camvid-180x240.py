@@ -10,12 +10,9 @@ _base_ = [
 backbone = _base_.backbone
 backbone.update(
     taps=[
-        'up_blocks.0.attentions.1',
-        'up_blocks.1.attentions.0',
-        'up_blocks.1.attentions.1',
-        'up_blocks.2.resnets.0',
-        'up_blocks.2.resnets.1',
-    ],
+        'up_blocks.0.attentions.1', 'up_blocks.1.attentions.0', 'up_blocks.1.attentions.1',
+        'up_blocks.2.resnets.0', 'up_blocks.2.resnets.1',
+    ],  # fmt: skip
     timesteps=[10, 60, 150],
 )
 model = dict(
