@@ -211,7 +211,12 @@ def test_its_table_has_seen_and_unseen_with_chance(demo):
     }
     text = demo.table({'as it ships': dict(scores, seconds=59.6)})
     assert text.splitlines()[2].split()[-5:] == ['1.0', '2.0', '3.0', '4.0', '60']
-    assert '2.8 for things' in text and '14.3' in text and 'red star' in text
+    assert (
+        '2.1 for seen' in text
+        and '4.2 for unseen' in text
+        and '14.3' in text
+        and 'red star' in text
+    )
 
 
 def test_chance_is_what_names_by_lot_give():
@@ -305,3 +310,14 @@ class TestShipped:
             )
         assert right / total > 0.4  # by lot: 0.14
         assert named
+
+
+def test_chance_is_that_of_drawn_names(demo):
+    """A thousand scenes' worth of perfect masks: class 0 is three times as frequent as the mean of four."""
+    draws = np.random.default_rng(0)
+    truth = np.repeat(np.arange(4), [75000, 10000, 10000, 5000])
+    named = draws.integers(4, size=len(truth))
+    right = ((truth == 0) & (named == 0)).sum()
+    pq = right / (((truth == 0).sum() + (named == 0).sum()) / 2)
+    assert demo.by_lot(4, 3.0) == pytest.approx(100 * pq, abs=0.3)
+    assert demo.by_lot(7) == pytest.approx(100 / 7)

@@ -54,9 +54,22 @@ SIZE = (64, 64)  # as the config's data are drawn
 NEW, NEW_SEED = 5, 2026  # pictures to ask about
 SIDE = 320  # of a picture on the sheet, pixels
 SCORES = {'all': 'PQ', 'things, seen': 'PQ_th_seen', 'things, unseen': 'PQ_th_unseen', 'stuff': 'PQ_st'}  # fmt: skip
+
+
+def by_lot(classes: int, frequency: float = 1.0) -> float:
+    """PQ of perfect masks whose names are drawn by lot from ``classes``, for one that is ``frequency`` times as frequent as the mean one.
+
+    Of its n things n / classes are named right; the mean number of things bears its name: PQ = TP / (TP + FP / 2 + FN / 2).
+    """
+    return 100 * (frequency / classes) / ((1 + frequency) / 2)
+
+
+# half of the things in these scenes are of the unseen kinds
+SEEN_FREQUENCY = len(THINGS) / 2 / (len(THINGS) - len(HELD_OUT))
+UNSEEN_FREQUENCY = len(THINGS) / 2 / len(HELD_OUT)
 CHANCE = (
-    f'Chance: names drawn by lot from the {len(THINGS)} things give, on perfect masks, a PQ of {100 / len(THINGS):.1f} for things; '
-    f'from the {len(STUFF)} kinds of stuff {100 / len(STUFF):.1f}.\n'
+    f'Chance: names drawn by lot give, on perfect masks, a PQ of {by_lot(len(THINGS), SEEN_FREQUENCY):.1f} for seen things, '
+    f'{by_lot(len(THINGS), UNSEEN_FREQUENCY):.1f} for unseen ones, of which there are more each, {by_lot(len(STUFF)):.1f} for stuff.\n'
     f'Unseen are {len(HELD_OUT)} pairs of colour and shape that no training picture has: {", ".join(HELD_OUT)}.'
 )
 
