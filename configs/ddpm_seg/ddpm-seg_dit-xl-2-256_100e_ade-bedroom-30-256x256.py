@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/denoisers/dit-xl-2-256.py',
     '../_base_/datasets/ddpm-seg_ade-bedroom-30-256x256.py',
     '../_base_/schedules/pixels_100e.py',
-    '../_base_/pixel_runtime.py',
+    '../_base_/pixel_runtime-disk.py',
 ]
 backbone = _base_.backbone
 backbone.update(timesteps=[50, 150, 250])
@@ -20,7 +20,3 @@ train_dataloader = dict(
         _delete_=True, type='mmdiffrep.LabelledPixels', members=10, pixels=64, dataset=labelled
     ),
 )
-custom_hooks = [
-    dict(type='mmdiffrep.RandomStateHook'),
-    dict(type='mmdiffrep.PixelFeaturesHook', folder='work_dirs/features'),
-]

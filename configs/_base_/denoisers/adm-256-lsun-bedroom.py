@@ -1,4 +1,4 @@
 # guided-diffusion's LSUN bedrooms at 256×256, of adm-256's architecture.
 # Download: https://openaipublic.blob.core.windows.net/diffusion/jul-2021/lsun_bedroom.pt
-_base_ = ['adm-256.py']
+_base_ = ['adm-256-ddpm-seg.py']
 backbone = dict(denoiser=dict(pretrained='checkpoints/lsun_bedroom.pt'))
