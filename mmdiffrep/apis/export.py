@@ -64,37 +64,42 @@ def export_weights(
     load_trained(model, file)
     meta = read_checkpoint(file)['meta']
     tensors = {key: _stored(key, value, dtype) for key, value in model.state_dict().items()}
-    frozen = frozen_digests(model)
     metadata = {
         CONFIG_KEY: Path(cfg.filename).stem,
         'name': name,
-        'frozen': json.dumps(frozen),
+        'frozen': json.dumps(frozen_digests(model)),
         'iterations': str(meta.get('iter', '')),
         'seed': str(meta.get('seed', '')),
         **_dataset_meta(meta),
     }
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    lines = [
-        f'- config: `{_shown(cfg.filename)}`',
-        f'- weights: the trained part alone, {trained:,} parameters, {dtype}',
-        *(f'- frozen, not in the file: {what}' for what in _origins(cfg.model)),
-        f'- data: {data or _data(cfg)}',
-        f'- iterations: {meta.get("iter", "unknown")}; seed: {meta.get("seed", "unknown")}',
-        f'- command: `{command or "python tools/train.py " + _shown(cfg.filename)}`',
-        *(f'- {note}' for note in notes),
+    facts = [
+        f'config: `{_shown(cfg.filename)}`',
+        f'weights: the trained part alone, {trained:,} parameters, {dtype}',
+        *(f'frozen, not in the file: {what}' for what in _origins(cfg.model)),
+        f'data: {data or _data(cfg)}',
+        f'iterations: {meta.get("iter", "unknown")}; seed: {meta.get("seed", "unknown")}',
+        f'command: `{command or "python tools/train.py " + _shown(cfg.filename)}`',
+        *notes,
     ]
-    head = ['---', 'library_name: mmdiffrep', f'license: {licence}', 'tags: [mmdiffrep]', '---']
-    text = '\n'.join([*head, f'# {name}', '', *([description, ''] if description else []), *lines])
+    text = _card(name, licence, description, facts)
 
     def write(new: Path) -> None:
         from safetensors.torch import save_file
 
         new.mkdir(parents=True)
         save_file(tensors, new / f'{name}.safetensors', metadata)
-        (new / CARD).write_text(text + '\n', encoding='utf-8')
+        (new / CARD).write_text(text, encoding='utf-8')
 
     replace_folder(folder, write)
     return folder
+
+
+def _card(name: str, licence: str, description: str, facts: Sequence[str]) -> str:
+    """A README.md with the head that model hubs read."""
+    head = ['---', 'library_name: mmdiffrep', f'license: {licence}', 'tags: [mmdiffrep]', '---']
+    said = [description, ''] if description else []
+    return '\n'.join([*head, f'# {name}', '', *said, *(f'- {fact}' for fact in facts), ''])
 
 
 def _check_folder(folder: Path) -> None:
