@@ -32,7 +32,7 @@ def one_by_one(seed=0, momentum=0.1):
             nn.BatchNorm1d(c),
             nn.Linear(c, d),
         )
-        draws = torch.Generator().manual_seed(seed + m)
+        draws = torch.Generator().manual_seed(1000 * seed + m)
         for layer in (net[0], net[3], net[6]):
             nn.init.normal_(layer.weight, 0, 0.02, generator=draws)
             nn.init.zeros_(layer.bias)
@@ -100,9 +100,9 @@ def test_the_papers_widths_and_initialisation():
             weight.std().item() == pytest.approx(0.02, rel=0.1) and abs(weight.mean().item()) < 2e-3
         )
     assert not any(bias.any() for bias in mlps.biases)
-    # a member's weights are those of its seed alone
+    # a member's weights are those of its own stream, whatever the number of members
     assert torch.equal(
-        mlps.first[1][2], MLPEnsemble([300, 100], [128, 32], 10, 1, seed=7).first[1][0]
+        mlps.first[1][2], MLPEnsemble([300, 100], [128, 32], 10, 5, seed=5).first[1][2]
     )
 
 
@@ -358,3 +358,8 @@ def test_what_does_not_fit_is_refused():
         model.train_step(dict(inputs=[], data_samples=[]), None)
     with pytest.raises(ValueError, match='PixelFeaturesHook'):
         model.train_step(dict(pixels=[torch.zeros(4, 4, 3).long()], epoch=[0]), None)
+
+
+def test_ensembles_of_neighbouring_seeds_share_no_member():
+    first, second = (MLPEnsemble(CHANNELS, HIDDEN, CLASSES, MEMBERS, seed=s).weights[0] for s in (0, 1))
+    assert not any(torch.equal(a, b) for a in first for b in second)

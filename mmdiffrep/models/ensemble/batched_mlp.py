@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MOMENTUM, EPS = 0.1, 1e-5  # BatchNorm1d's own
+APART = 1000  # so that ensembles of seeds 0, 1, 2 share no member
 
 
 class MLPEnsemble(nn.Module):
@@ -26,7 +27,7 @@ class MLPEnsemble(nn.Module):
         hidden: widths of the hidden layers.
         num_classes: outputs.
         members: M.
-        seed: member m is drawn from a stream of its own, seeded by seed + m: weights N(0, 0.02), biases 0.
+        seed: member m is drawn from a stream of its own, seeded by 1000 seed + m: weights N(0, 0.02), biases 0.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class MLPEnsemble(nn.Module):
     def reset(self) -> None:
         """Initial weights. Each layer is drawn as (out, in), as nn.Linear has it."""
         for m in range(self.members):
-            draws = torch.Generator('cpu').manual_seed(self.seed + m)
+            draws = torch.Generator('cpu').manual_seed(APART * self.seed + m)
             for i, (a, b) in enumerate(zip(self.widths, self.widths[1:])):
                 drawn = torch.empty(b, a, device='cpu').normal_(0, 0.02, generator=draws).t()
                 parts = (

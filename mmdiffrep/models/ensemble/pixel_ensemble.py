@@ -45,7 +45,7 @@ class PixelEnsemble(BaseDecodeHead):
         num_classes: classes.
         members: M.
         hidden: widths of the MLPs' hidden layers; None: the paper's, (128, 32) below 30 classes, (256, 128) from 30 on.
-        seed: member m's weights are drawn from a stream seeded by seed + m.
+        seed: member m's weights are drawn from a stream seeded by 1000 seed + m.
         stop_begin, patience: from this epoch on (counted from 1) a member stops after more than ``patience`` batches without a new best
             loss; ``patience=None``: never.
         pixels_at_once: pixels of an image that are classified at once: bounds the memory.
