@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .pixel_sampling import sample_pixels
+from .pixel_sampling import sample_images
 
 DTYPES = {'fp16': torch.float16, 'fp32': torch.float32}
 MAGIC = b'mmdiffrep-maps-1'
@@ -98,19 +98,11 @@ class FeatureStore:
         return len(self.images) - 1
 
     def sample(self, image: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        """Features of pixels (y, x) of images by number, all (n,) -> (n, ΣC_k) float32; see :func:`sample_pixels`."""
-        order = torch.argsort(image, stable=True)
-        found = None
-        for number, places in zip(*_runs(image, order)):
-            one = self.images[number]
-            rows = sample_pixels(one.maps, y[places], x[places], one.size)
-            if found is None:
-                found = rows.new_empty(len(image), rows.shape[1])
-            found[places] = rows
-            self._release()
-        if found is None:
+        """Features of pixels (y, x) of images by number, all (n,) -> (n, ΣC_k) float32; see :func:`sample_images`."""
+        if not len(image):
             raise ValueError('no pixels were asked for: give at least one')
-        return found
+        maps, sizes = [one.maps for one in self.images], [one.size for one in self.images]
+        return sample_images(maps, sizes, image, y, x, after=self._release)
 
     def path(self, key: str) -> Path:
         """The file of an image."""
@@ -247,9 +239,3 @@ def _checksum(about: dict[str, Any], parts: Any) -> str:
     for part in parts:
         found.update(part)
     return found.hexdigest()
-
-
-def _runs(values: Tensor, order: Tensor) -> tuple[list[int], list[Tensor]]:
-    """The distinct values, and for each the places where it stands."""
-    distinct, counts = torch.unique_consecutive(values[order], return_counts=True)
-    return distinct.tolist(), list(order.split(counts.tolist()))

@@ -96,17 +96,17 @@ class MLPEnsemble(nn.Module):
         return z
 
     def first_layer(self, maps: Sequence[Tensor]) -> dict[tuple[int, int], Tensor]:
-        """The first layer at the maps' native sizes: maps (C_k, h_k, w_k) -> size: (M·h, h_k, w_k), without the bias.
+        """The first layer at the maps' native sizes: maps (C_k, h_k, w_k) -> size: (h_k·w_k, M·h), without the bias.
 
         Maps of one size are added up: resizing is linear.
         """
         found: dict[tuple[int, int], Tensor] = {}
         for weight, m in zip(self.first, maps):
             size = (m.shape[-2], m.shape[-1])
-            rows = weight.transpose(1, 2).flatten(0, 1)  # (M·h, C_k)
-            flat = m.to(rows.dtype).flatten(1)
-            found[size] = torch.addmm(found[size], rows, flat) if size in found else rows @ flat
-        return {size: z.unflatten(1, size) for size, z in found.items()}
+            columns = weight.transpose(0, 1).flatten(1)  # (C_k, M·h)
+            flat = m.to(columns.dtype).flatten(1).t()
+            found[size] = torch.addmm(found[size], flat, columns) if size in found else flat @ columns
+        return found
 
     def _normalised(self, i: int, z: Tensor, learning: Tensor | None) -> Tensor:
         members, n, width = z.shape

@@ -64,7 +64,7 @@ class PixelEnsemble(BaseDecodeHead):
         seed: int = 0,
         stop_begin: int = 5,
         patience: int | None = 50,
-        pixels_at_once: int = 4096,
+        pixels_at_once: int = 2048,
         ignore_index: int = 255,
         **kwargs: Any,
     ) -> None:
@@ -182,23 +182,38 @@ class PixelEnsemble(BaseDecodeHead):
             - 0.5
             + (torch.arange(out[1], dtype=torch.float64, device=device) + 0.5) * (width / out[1])
         )
+        table = torch.cat(list(z.values()))
         rows = max(1, self.pixels_at_once // out[1])
-        found = [self._rows(z, part, x, size) for part in y.split(rows)]
+        found = [self._rows(table, list(z), part, x, size) for part in y.split(rows)]
         shares, labels, uncertainty = (torch.cat(parts, dim=-2) for parts in zip(*found))
         return Said(shares, labels, uncertainty)
 
     def _rows(
-        self, z: dict[tuple[int, int], Tensor], y: Tensor, x: Tensor, size: tuple[int, int]
+        self,
+        table: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        y: Tensor,
+        x: Tensor,
+        size: tuple[int, int],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        total: Tensor | float = 0.0
-        for m in z.values():
-            above, below, down = neighbours(y, m.shape[1], size[0])
-            part = torch.lerp(m[:, above], m[:, below], down[:, None])
-            before, behind, across = neighbours(x, m.shape[2], size[1])
-            total = total + torch.lerp(part[..., before], part[..., behind], across)
-        assert isinstance(total, Tensor)  # (M·h, rows, W)
-        shape = total.shape[1:]
-        features = total.unflatten(0, (self.members, -1)).flatten(2).transpose(1, 2)  # (M, n, h)
+        """Rows of the answer: each pixel is a weighted sum of four rows of ``table`` for each of its maps' sizes, taken in one pass."""
+        cells, weights, begin = [], [], 0
+        for rows, columns in sizes:
+            above, below, down = neighbours(y, rows, size[0])
+            before, behind, across = neighbours(x, columns, size[1])
+            for row, vertical in ((above, 1 - down), (below, down)):
+                for column, horizontal in ((before, 1 - across), (behind, across)):
+                    cells.append(begin + row[:, None] * columns + column)
+                    weights.append(vertical[:, None] * horizontal)
+            begin += rows * columns
+        shape = cells[0].shape  # (rows, W)
+        total = F.embedding_bag(
+            torch.stack(cells, -1).flatten(0, 1),
+            table,
+            per_sample_weights=torch.stack(weights, -1).flatten(0, 1).to(table.dtype),
+            mode='sum',
+        )  # (n, M·h)
+        features = total.unflatten(1, (self.members, -1)).transpose(0, 1)  # (M, n, h)
         logits = self.mlps.rest(features + self.mlps.biases[0][:, None])
         shares = vote_shares(logits).t().reshape(self.num_classes, *shape)
         return shares, shares.argmax(0), jensen_shannon(logits).view(shape)
