@@ -13,8 +13,10 @@ pytest.importorskip('mmseg')
 
 import mmdiffrep  # noqa: E402, F401
 from mmdiffrep.datasets.labelled_pixels import LabelledPixels, shuffled  # noqa: E402
+from mmdiffrep.diffusion.seeding import run_seed, seeded  # noqa: E402
 from mmdiffrep.engine.hooks.pixel_features_hook import backbone_mark, check_frozen  # noqa: E402
 from mmdiffrep.registry import MODELS  # noqa: E402
+from mmdiffrep.utils.comparison.images import innermost  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 SIZES = [(11, 14), (9, 20), (12, 12)]  # height, width
@@ -95,6 +97,34 @@ def test_each_member_sees_every_labelled_pixel_once_an_epoch(folder):
         data[len(data)]
     few = LabelledPixels(source(folder, num_labels=1, subset_seed=0), members=1, pixels=16)
     assert len(few.sizes if few.full_init() is None else ()) == 1
+
+
+def test_the_runs_seed_orders_the_pixels(folder):
+    def first(run, **kwargs):
+        torch.manual_seed(run)
+        return LabelledPixels(source(folder), pixels=16, **kwargs)[0]['pixels']
+
+    assert torch.equal(first(3), first(8, seed=3)) and not torch.equal(first(3), first(4))
+    torch.manual_seed(5)
+    with seeded(11):
+        assert run_seed() == 11
+    torch.rand(3)
+    assert run_seed() == 5
+
+
+def test_images_are_chosen_as_for_other_models(folder):
+    chosen = LabelledPixels(source(folder, num_labels=3), num_labels=1, subset_seed=2)
+    inner = LabelledPixels(source(folder, num_labels=1, subset_seed=2))
+    assert chosen.dataset[0]['data_samples'].img_path == inner.dataset[0]['data_samples'].img_path
+    assert len(chosen.dataset) == len(inner.dataset) == 1
+    with pytest.raises(TypeError, match=r"\['num_label'\].*num_labels, subset_seed"):
+        LabelledPixels(source(folder), num_label=1)
+    with pytest.raises(ValueError, match='is built: give its config'):
+        LabelledPixels(inner.dataset, num_labels=1)
+    wrapped = dict(dataset=dict(dataset=source(folder), num_labels=4, type='Outer'), subset_seed=7)
+    found = innermost(wrapped)
+    assert (found['num_labels'], found['subset_seed'], found['type']) == (4, 7, 'mmdiffrep.SegFolder')
+    assert innermost(dict(dataset=[source(folder)])) == {}
 
 
 def test_balanced_classes(folder):

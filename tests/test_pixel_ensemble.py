@@ -9,6 +9,8 @@ from torch import nn
 
 pytest.importorskip('mmseg')
 
+from mmseg.structures import SegDataSample  # noqa: E402
+
 from mmdiffrep.diffusion.pixel_sampling import sample_pixels  # noqa: E402
 from mmdiffrep.models.ensemble import EnsembleSegmentor, MLPEnsemble, PixelEnsemble  # noqa: E402
 from mmdiffrep.models.ensemble.stopping import Stopping, unchanged  # noqa: E402
@@ -50,7 +52,7 @@ def batches(steps, pixels=16, seed=1):
 
 
 def head(**kwargs):
-    return PixelEnsemble(CHANNELS, CLASSES, MEMBERS, HIDDEN, **kwargs)
+    return PixelEnsemble(CHANNELS, CLASSES, MEMBERS, HIDDEN, **{'seed': 0, **kwargs})
 
 
 def train(model, optimizer, data, epoch=0):
@@ -288,8 +290,6 @@ def segmentor(**changes):
 
 
 def samples(count, **meta):
-    from mmseg.structures import SegDataSample
-
     return [
         SegDataSample(metainfo=dict(ori_shape=(30, 44), img_shape=(17, 23), **meta))
         for _ in range(count)
@@ -326,6 +326,25 @@ def test_predictions_do_not_depend_on_the_batch():
     assert torch.equal(turned.flip(-1), plain)
     assert model.encode_decode(images, []).shape == (3, 5, 17, 23)
     assert model(images).shape == (3, 5, 17, 23)
+
+
+def test_pixels_are_classified_at_the_smaller_size():
+    model = segmentor().eval()
+    opinionated(model.decode_head)
+    image = torch.randn(1, 3, 16, 24)
+    at_input = model.predict(image, [SegDataSample(metainfo=dict(ori_shape=(16, 24)))])[0]
+    shrunk = model.predict(image, [SegDataSample(metainfo=dict(ori_shape=(8, 12)))])[0]
+    grown = model.predict(image, [SegDataSample(metainfo=dict(ori_shape=(32, 48)))])[0]
+    shares = F.interpolate(at_input.seg_logits.data[None], (32, 48), mode='bilinear')[0]
+    assert torch.equal(grown.seg_logits.data, shares)
+    assert torch.equal(grown.pred_sem_seg.data[0], shares.argmax(0))
+    assert torch.allclose(grown.uncertainty.data[:, ::2].mean(), at_input.uncertainty.data.mean(), atol=0.05)
+    maps = [m[0] for m in model.extract_feat(image)]
+    said = model.decode_head.say(maps, (16, 24), (0, 0, 16, 24), (8, 12))
+    assert torch.equal(shrunk.seg_logits.data, said.shares)
+    torch.manual_seed(4)
+    first = segmentor().decode_head.mlps.seed
+    assert first == 4
 
 
 def test_what_does_not_fit_is_refused():

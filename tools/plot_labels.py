@@ -4,7 +4,7 @@
     for n in 5 20 50; do
       python tools/compare.py CONFIG… --tag $n-labels --cfg-options train_dataloader.dataset.num_labels=$n \
         train_dataloader.dataset.subset_seed={seed}
-    done                       # of an ensemble: train_dataloader.dataset.dataset.num_labels, …
+    done
     python tools/plot_labels.py work_dirs/compare/{5,20,50}-labels.json --out over_labels.png
 
 Writes FILE.png and FILE.md.

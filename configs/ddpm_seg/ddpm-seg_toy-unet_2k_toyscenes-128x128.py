@@ -1,5 +1,5 @@
-# 20 labelled images; another number or choice, and other initial weights:
-# --cfg-options train_dataloader.dataset.dataset.num_labels=5 train_dataloader.dataset.dataset.subset_seed=1 model.decode_head.seed=1
+# 20 labelled images; another number or choice, and other initial weights and orders:
+# --seed 1 --cfg-options train_dataloader.dataset.num_labels=5 train_dataloader.dataset.subset_seed=1
 _base_ = [
     '../_base_/models/pixel-ensemble.py',
     '../_base_/denoisers/toy-unet.py',

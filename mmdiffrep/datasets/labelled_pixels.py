@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from mmdiffrep.diffusion.noise import _mix as mix
+from mmdiffrep.diffusion.seeding import run_seed
 from mmdiffrep.registry import DATASETS
 
 ROUNDS = 6
@@ -49,9 +50,10 @@ class LabelledPixels(Dataset):
         members: M.
         pixels: n, a batch.
         epochs: how many the data set holds; the runner's ``max_iters`` may end training before.
-        seed: of the orders.
+        seed: of the orders; None: the run's seed.
         class_balanced: draw a class, then one of its pixels, all equally likely, with repetition; an epoch has as many batches.
         ignore_index: label of pixels that are not labelled.
+        num_labels, subset_seed: replace those of ``dataset``'s config, so that they stand where those of other models' data stand.
 
     Raises:
         ValueError: naming the file: a mask of another size than its image, a label outside the classes; too few labelled pixels.
@@ -63,15 +65,18 @@ class LabelledPixels(Dataset):
         members: int = 10,
         pixels: int = 64,
         epochs: int = 100,
-        seed: int = 0,
+        seed: int | None = None,
         class_balanced: bool = False,
         ignore_index: int = 255,
+        **chosen: Any,
     ) -> None:
         if min(members, epochs) < 1 or pixels < 2:
             raise ValueError(
                 f'members={members}, pixels={pixels}, epochs={epochs} do not fit; allowed: members and epochs from 1, pixels from 2'
             )
+        dataset = _with_choice(dataset, chosen)
         self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        seed = run_seed() if seed is None else seed
         self.members, self.pixels, self.epochs, self.seed = members, pixels, epochs, seed
         self.class_balanced, self.ignore_index = class_balanced, ignore_index
         self.labels: np.ndarray | None = None
@@ -192,3 +197,13 @@ class LabelledPixels(Dataset):
         draws = np.random.default_rng([self.seed, step]).random((2, self.members, self.pixels))
         kind = (draws[0] * len(self.classes)).astype(np.int64)
         return self.by_class[self.first[kind] + (draws[1] * self.counts[kind]).astype(np.int64)]
+
+
+def _with_choice(dataset: Any, chosen: dict[str, Any]) -> Any:
+    """A data set's config with other images chosen."""
+    unknown = sorted(set(chosen) - {'num_labels', 'subset_seed'})
+    if unknown:
+        raise TypeError(f'LabelledPixels got {unknown}; allowed beside its own: num_labels, subset_seed')
+    if chosen and not isinstance(dataset, dict):
+        raise ValueError(f'{sorted(chosen)} were given with a data set that is built: give its config')
+    return {**dataset, **chosen} if chosen else dataset

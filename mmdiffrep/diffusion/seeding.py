@@ -21,3 +21,8 @@ def seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(state)
+
+
+def run_seed() -> int:
+    """The seed that the runner gave this process, as :func:`torch.manual_seed` was last called."""
+    return torch.initial_seed() % 2**31

@@ -4,5 +4,5 @@ data_preprocessor = dict(size=None, test_cfg=None)  # images are looked at as th
 model = dict(
     type='mmdiffrep.EnsembleSegmentor',
     data_preprocessor=data_preprocessor,
-    decode_head=dict(type='mmdiffrep.PixelEnsemble', members=10, seed=0),
+    decode_head=dict(type='mmdiffrep.PixelEnsemble', members=10),
 )

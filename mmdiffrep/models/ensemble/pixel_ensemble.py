@@ -15,6 +15,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor
 
 from mmdiffrep.diffusion.pixel_sampling import neighbours
+from mmdiffrep.diffusion.seeding import run_seed
 from mmdiffrep.registry import MODELS
 
 from .batched_mlp import MLPEnsemble
@@ -45,7 +46,7 @@ class PixelEnsemble(BaseDecodeHead):
         num_classes: classes.
         members: M.
         hidden: widths of the MLPs' hidden layers; None: the paper's, (128, 32) below 30 classes, (256, 128) from 30 on.
-        seed: member m's weights are drawn from a stream seeded by 1000 seed + m.
+        seed: member m's weights are drawn from a stream seeded by 1000 seed + m; None: the run's seed.
         stop_begin, patience: from this epoch on (counted from 1) a member stops after more than ``patience`` batches without a new best
             loss; ``patience=None``: never.
         pixels_at_once: pixels of an image that are classified at once: bounds the memory.
@@ -61,7 +62,7 @@ class PixelEnsemble(BaseDecodeHead):
         num_classes: int,
         members: int = 10,
         hidden: Sequence[int] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         stop_begin: int = 5,
         patience: int | None = 50,
         pixels_at_once: int = 2048,
@@ -89,7 +90,7 @@ class PixelEnsemble(BaseDecodeHead):
         )  # fmt: skip
         del self.conv_seg, self.loss_decode  # the ensemble has its own
         self.members, self.pixels_at_once = members, pixels_at_once
-        self.mlps = MLPEnsemble(channels, hidden, num_classes, members, seed)
+        self.mlps = MLPEnsemble(channels, hidden, num_classes, members, run_seed() if seed is None else seed)
         self.stopping = Stopping(members, stop_begin, patience)
 
     def init_weights(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmengine.structures import PixelData
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.structures import SegDataSample
@@ -23,9 +24,10 @@ class EnsembleSegmentor(EncoderDecoder):
     """A frozen backbone, whose maps are computed once an image, and a :class:`PixelEnsemble` trained on sampled pixels.
 
     Training takes the batches of ``mmdiffrep.LabelledPixels`` and the features that ``mmdiffrep.PixelFeaturesHook`` has computed.
-    At test time images are looked at one by one, so that a prediction depends on no other image in the batch. Data samples get, in the
-    image's original size: ``pred_sem_seg``; ``seg_logits``, the shares of votes; ``uncertainty`` in nats; and a number,
-    ``image_uncertainty``.
+    At test time images are looked at one by one, so that a prediction depends on no other image in the batch. Pixels are classified at the
+    image's original size, or at the size in which the network sees it where that is smaller; then shares of votes and uncertainty are
+    resized. Data samples get, in the original size: ``pred_sem_seg``; ``seg_logits``, the shares of votes; ``uncertainty`` in nats; and a
+    number, ``image_uncertainty``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -100,8 +102,19 @@ class EnsembleSegmentor(EncoderDecoder):
         size = (image.shape[-2], image.shape[-1])
         left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
         box = (top, left, size[0] - top - bottom, size[1] - left - right)
-        said = self.decode_head.say(maps, size, box, tuple(meta.get('ori_shape', box[2:])[:2]))
+        out = tuple(meta.get('ori_shape', box[2:])[:2])
+        smaller = min(out, box[2:], key=lambda shape: shape[0] * shape[1])
+        said = resized(self.decode_head.say(maps, size, box, smaller), out)
         if meta.get('flip'):
             dims = [-1] if meta['flip_direction'] == 'horizontal' else [-2]
             said = Said(said.shares.flip(dims), said.labels.flip(dims), said.uncertainty.flip(dims))
         return said
+
+
+def resized(said: Said, size: tuple[int, int]) -> Said:
+    """The same answer in another size (H, W): shares and uncertainty bilinearly, labels by the largest share."""
+    if said.labels.shape == size:
+        return said
+    maps = torch.cat([said.shares, said.uncertainty[None]])
+    maps = F.interpolate(maps[None], size, mode='bilinear', align_corners=False)[0]
+    return Said(maps[:-1], maps[:-1].argmax(0), maps[-1])

@@ -51,7 +51,10 @@ def pipeline(loader: Any) -> list[Mapping[str, Any]]:
 def innermost(dataset: Any) -> Mapping[str, Any]:
     """The data set's config inside of wrappers such as RepeatDataset; empty where there is none."""
     while isinstance(dataset, Mapping) and 'dataset' in dataset:
+        own = {k: dataset[k] for k in ('num_labels', 'subset_seed') if dataset.get(k) is not None}
         dataset = dataset['dataset']
+        if isinstance(dataset, Mapping):
+            dataset = {**dataset, **own}
     return dataset if isinstance(dataset, Mapping) else {}
 
 
