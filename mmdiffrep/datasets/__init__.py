@@ -3,12 +3,13 @@
 from importlib.util import find_spec
 
 from .captions import ImageCaptions
+from .classification import ImageClassification
 from .few_labels import LabelSubset
 from .images import ImageFolder
 from .instance_crops import InstanceCrops
 from .labelled_pixels import LabelledPixels
 
-__all__ = ['ImageCaptions', 'ImageFolder', 'InstanceCrops', 'LabelSubset', 'LabelledPixels']
+__all__ = ['ImageCaptions', 'ImageClassification', 'ImageFolder', 'InstanceCrops', 'LabelSubset', 'LabelledPixels']
 
 if find_spec('mmseg') is not None:
     from .label_transforms import CheckLabels, IgnoreSmallClasses

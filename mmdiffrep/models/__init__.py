@@ -1,10 +1,10 @@
-"""Registered models: denoisers, adapters, backbones, conditioners, pre-trainers; pixel ensembles where mmseg is, open-vocabulary ones where mmdet is."""
+"""Registered models: denoisers, adapters, backbones, conditioners, pre-trainers, classifiers; pixel ensembles where mmseg is, open-vocabulary ones where mmdet is."""
 
 from importlib.util import find_spec
 
-from . import adapters, backbones, conditioners, denoisers, pretrainers
+from . import adapters, backbones, classification, conditioners, denoisers, pretrainers
 
-__all__ = ['adapters', 'backbones', 'conditioners', 'denoisers', 'pretrainers']
+__all__ = ['adapters', 'backbones', 'classification', 'conditioners', 'denoisers', 'pretrainers']
 
 if find_spec('mmseg') is not None:
     from . import ensemble

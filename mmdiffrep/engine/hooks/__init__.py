@@ -1,5 +1,6 @@
 """Hooks: prompts, exact continuation, saving and watching pre-trained networks."""
 
+from .confusion_hook import ConfusionMatrixHook
 from .linear_probe_hook import LinearProbeHook
 from .pixel_features_hook import PixelFeaturesHook
 from .prompt_hook import PromptHook
@@ -9,6 +10,7 @@ from .save_clip_hook import SaveClipHook
 from .save_diffusers_hook import SaveDiffusersHook
 
 __all__ = [
+    'ConfusionMatrixHook',
     'LinearProbeHook',
     'PixelFeaturesHook',
     'PromptHook',

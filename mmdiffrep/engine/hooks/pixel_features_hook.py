@@ -154,8 +154,8 @@ def check_order(runner: Any) -> None:
         )
 
 
-def check_frozen(model: Any) -> None:
-    """ValueError for features that may not be kept, saying why."""
+def check_frozen(model: Any, who: str = 'a PixelEnsemble') -> None:
+    """ValueError for features that may not be kept, saying why; ``who`` needs them."""
     for part in ('backbone', 'neck'):
         trained = [
             name
@@ -165,14 +165,14 @@ def check_frozen(model: Any) -> None:
         if trained:
             raise ValueError(
                 f'the {part} has {len(trained)} trained parameters ({", ".join(trained[:3])} …), so that its features would change with every '
-                "step, and a PixelEnsemble's are computed once. Freeze it: DiffusionBackbone(trainable=False, adapter=None), "
+                f"step, and {who}'s are computed once. Freeze it: DiffusionBackbone(trainable=False, adapter=None), "
                 'ResNet(frozen_stages=4)'
             )
     noise = getattr(model.backbone, 'noise', None)
     if noise is not None and not noise.deterministic:
         raise ValueError(
-            "noise=dict(kind='fresh') gives an image other features at every look, and a PixelEnsemble's are computed once: use "
-            "dict(kind='shared', seed=0), as in the paper"
+            f"noise=dict(kind='fresh') gives an image other features at every look, and {who}'s are computed once: use "
+            "dict(kind='shared', seed=0) or dict(kind='per_image')"
         )
 
 

@@ -1,7 +1,9 @@
 """Backbones: DiffusionBackbone and the plain ones it is compared with."""
 
+from .cached_backbone import CachedBackbone
 from .clip_backbone import ClipBackbone
 from .diffusion_backbone import DiffusionBackbone
 from .raw_pixels import RawPixels
+from .timm_backbone import TimmBackbone
 
-__all__ = ['ClipBackbone', 'DiffusionBackbone', 'RawPixels']
+__all__ = ['CachedBackbone', 'ClipBackbone', 'DiffusionBackbone', 'RawPixels', 'TimmBackbone']

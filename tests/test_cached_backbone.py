@@ -1,0 +1,133 @@
+"""CachedBackbone: the backbone's maps, each image's computed once; TimmBackbone: stock networks."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+
+import mmdiffrep  # noqa: F401
+from mmdiffrep.registry import MODELS
+
+
+def cached(tiny_config, inner=None, **kwargs):
+    backbone = dict(
+        type='mmdiffrep.DiffusionBackbone', denoiser=dict(type='mmdiffrep.PixelUNet', config=tiny_config, random_seed=0),
+        taps=['mid_block', 'up_blocks.1'], timesteps=[10, 100], image_mean=[0] * 3, image_std=[1] * 3, **(inner or {}),
+    )  # fmt: skip
+    return MODELS.build(dict(type='mmdiffrep.CachedBackbone', backbone=backbone, **kwargs))
+
+
+@pytest.fixture
+def images():
+    return torch.randint(0, 256, (5, 3, 16, 24), generator=torch.Generator().manual_seed(0)).float()
+
+
+def close(first, second):
+    """Up to half precision, of other batches."""
+    return all(torch.allclose(a, b, atol=2e-3 * a.abs().max()) for a, b in zip(first, second))
+
+
+def counted(model):
+    """How many images the inner backbone has looked at."""
+    seen, forward = [], model.backbone.forward
+    model.backbone.forward = lambda x: (seen.append(len(x)), forward(x))[1]
+    return seen
+
+
+def test_the_same_maps_once_an_image(tiny_config, images):
+    model = cached(tiny_config, dtype='fp32').train()
+    seen = counted(model)
+    plain = model.backbone.forward(images)
+    seen.clear()
+    order = torch.tensor([3, 0, 3, 4])
+    got = model(images[order])
+    assert sum(seen) == 3
+    again = model(images)
+    assert sum(seen) == 5 and not model.backbone.training
+    assert sum(map(len, [model(images)])) == 4 and sum(seen) == 5
+    for a, b, c in zip(got, again, plain):
+        assert torch.equal(a, b[order]) and torch.allclose(b, c, atol=1e-5)
+    assert model.out_channels == model.backbone.out_channels and len(model.timesteps) == 2
+    half = cached(tiny_config)(images)
+    for a, c in zip(half, plain):
+        assert a.dtype == torch.float32 and torch.allclose(a, c, atol=2e-3 * c.abs().max())
+
+
+def test_a_folder_serves_later_runs_of_the_same_backbone(tiny_config, images, tmp_path):
+    first = cached(tiny_config, folder=tmp_path)
+    maps = first(images)
+    later = cached(tiny_config, folder=tmp_path)
+    seen = counted(later)
+    assert all(torch.equal(a, b) for a, b in zip(maps, later(images))) and not seen
+    other = cached(tiny_config, dict(noise=dict(kind='shared', seed=1)), folder=tmp_path)
+    seen = counted(other)
+    other(images)
+    assert sum(seen) == 5
+    for file in sorted(tmp_path.glob('*.maps'))[:4]:
+        file.write_bytes(file.read_bytes()[:-7])
+    damaged = cached(tiny_config, folder=tmp_path)
+    with pytest.warns(UserWarning, match='cut short. The maps are computed anew'):
+        again = damaged(images)
+        others = cached(tiny_config, dict(noise=dict(kind='shared', seed=1)), folder=tmp_path)(images)
+    assert close(maps, again) and len(others) == 4
+
+
+def test_memory_is_bounded(tiny_config, images):
+    free = cached(tiny_config)
+    free(images)
+    model = cached(tiny_config, memory=2.5 * free.store.bytes / 5 / 2**30)
+    seen = counted(model)
+    with pytest.warns(UserWarning, match='keeps 2 images'):
+        whole = model(images)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')  # said once
+        again = model(images)
+    assert len(model.store) == 2 and sum(seen) == 5 + 3
+    assert close(whole, again)
+
+
+def test_what_changes_is_not_kept(tiny_config, images):
+    for inner, message in (
+        (dict(noise=dict(kind='fresh')), "noise=dict.kind='fresh'.*a CachedBackbone's are computed once"),
+        (dict(trainable=True), 'trained parameters'),
+        (dict(adapter=dict(type='mmdiffrep.StridePyramid', out_channels=8)), 'trained parameters'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cached(tiny_config, inner)(images)
+    with pytest.raises(ValueError, match="dtype='int8'"):
+        cached(tiny_config, dtype='int8')
+
+
+def test_copies_do_not_carry_the_maps(tiny_config, images):
+    model = cached(tiny_config)
+    model(images)
+    assert copy.deepcopy(model).store is None and len(model.store) == 5
+    assert set(model.state_dict()) == {'backbone.holder.frozen_digest'}
+
+
+def timm_backbone(model='resnet18', **kwargs):
+    return MODELS.build(dict(type='mmdiffrep.TimmBackbone', model=model, **kwargs))
+
+
+def test_stock_networks():
+    small = timm_backbone(small_images=True, out_indices=[1, 4])
+    maps = small(torch.randn(2, 3, 32, 32))
+    assert [m.shape[1] for m in maps] == small.out_channels == [64, 512]
+    assert [32 // m.shape[-1] for m in maps] == small.out_strides == [1, 8]
+    plain = timm_backbone()
+    assert plain(torch.randn(2, 3, 64, 64))[0].shape == (2, 512, 2, 2) and plain.out_strides == [32]
+    vit = timm_backbone('vit_tiny_patch16_224', model_args=dict(img_size=64, patch_size=8))
+    assert vit(torch.randn(2, 3, 64, 64))[0].shape == (2, 192, 8, 8)
+    with pytest.raises(ValueError, match="'resnet1818' is no model of timm.*resnet"):
+        timm_backbone('resnet1818')
+    with pytest.raises(ValueError, match='small_images=True is for ResNets'):
+        timm_backbone('vit_tiny_patch16_224', small_images=True)
+
+
+def test_a_frozen_stock_network_stays_as_it_is():
+    model = timm_backbone(frozen=True).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    out = model(torch.randn(2, 3, 32, 32))[0]
+    assert not out.requires_grad and not any(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
