@@ -17,6 +17,7 @@ from mmdiffrep.diffusion.seeding import run_seed, seeded  # noqa: E402
 from mmdiffrep.engine.hooks.pixel_features_hook import backbone_mark, check_frozen  # noqa: E402
 from mmdiffrep.registry import MODELS  # noqa: E402
 from mmdiffrep.utils.comparison.images import innermost  # noqa: E402
+from mmdiffrep.utils.comparison.measure import measure  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 SIZES = [(11, 14), (9, 20), (12, 12)]  # height, width
@@ -307,3 +308,12 @@ def test_the_mark_tells_backbones_apart(folder, tmp_path, tiny_config):
         mark(image_mean=[0, 0, 0]), mark(windows=dict(size=16, batch=1)),
     ]  # fmt: skip
     assert same[0] == same[1] and len({same[0], *others}) == len(others) + 1
+
+
+def test_a_training_step_is_measured(folder, tmp_path):
+    """The features that it learns from are computed first."""
+    found = measure(config(folder, tmp_path / 'cost'), training=True)
+    assert not found['problems']
+    # 3 members × 8 pixels, 6 features -> 128 -> 32 -> 3, two operations a weight, forward and backward but for the features
+    forward = 2 * 3 * 8 * (6 * 128 + 128 * 32 + 32 * 3)
+    assert found['train_flops'] == 3 * forward - 2 * 3 * 8 * 6 * 128

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from mmengine.device import get_device
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import HOOKS, MODELS, init_default_scope
 
 import mmdiffrep  # noqa: F401  before the toolkits, so that they work with mmcv-lite
 
@@ -95,6 +96,9 @@ def measure_inference(
 def measure_training(cfg: Any, model: Any) -> dict[str, Any]:
     """FLOPs and peak memory of one training step, forward, backward and optimizer, and what the data loader holds."""
     loader, batch = images.first_batch(cfg.train_dataloader)
+    for hook in cfg.get('custom_hooks') or []:
+        if cli.type_name(hook) == 'PixelFeaturesHook':  # without it an ensemble has nothing to learn from
+            HOOKS.build(hook).compute(model, loader.dataset, MMLogger.get_current_instance())
     model.train()
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
     flops = count_flops(lambda: model.train_step(batch, optimizer))  # and the optimizer has its state
