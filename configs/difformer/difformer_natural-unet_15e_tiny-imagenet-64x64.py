@@ -1,0 +1,8 @@
+# Three blocks (8×8, 16×16 and 32×32 pooled to 8×8) at three timesteps.
+_base_ = ['../gdc/gdc_natural-unet_attention_15e_tiny-imagenet-64x64.py']
+backbone = _base_.backbone
+backbone.update(
+    taps=['up_blocks.0.attentions.1', 'up_blocks.1.attentions.1', 'up_blocks.2.resnets.1'],
+    timesteps=[10, 50, 100],
+)
+model = dict(backbone=dict(backbone=backbone))

@@ -1,0 +1,3 @@
+# Pooled to 2×2.
+_base_ = ['../ddae/ddae_natural-unet_linear_15e_tiny-imagenet-64x64.py']
+model = dict(head=dict(pool=2))
