@@ -47,7 +47,7 @@ def config(folder, work_dir, tiny, **changes):
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         evaluator.topk = (1, 2)
     cfg.train_cfg.update(max_epochs=3, val_interval=3)
-    cfg.param_scheduler[0].T_max = 3
+    cfg.param_scheduler[0].update(T_max=3, end=3)
     cfg.optim_wrapper.optimizer.lr = 5e-3
     cfg.merge_from_dict(changes)
     return cfg
@@ -71,7 +71,7 @@ def test_it_learns_is_evaluated_and_resumes(folder, tmp_path, tiny_config):
     assert 24 + 12 < store.computed == len(store) <= 2 * 24 + 12
     (picture,) = (tmp_path / 'through').rglob('confusion.png')
     assert picture.with_suffix('.csv').read_text().startswith('true / predicted,blue,green,red\nblue,')
-    run(config(folder, tmp_path / 'cut', tiny_config, **{'train_cfg.max_epochs': 2, 'param_scheduler.0.T_max': 3}))
+    run(config(folder, tmp_path / 'cut', tiny_config, **{'train_cfg.max_epochs': 2}))
     resumed = run(config(folder, tmp_path / 'cut', tiny_config, resume=True))
     assert resumed.epoch == 3
     a, b = (load(tmp_path / name / 'epoch_3.pth') for name in ('through', 'cut'))
