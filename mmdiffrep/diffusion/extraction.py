@@ -100,6 +100,10 @@ class FeatureExtractor:
                     found[t, name] = value
         return [found[key] for key in self.order]
 
+    def look(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> dict[str, Tensor]:
+        """One look at noised images: each moving tap's map."""
+        return self.denoiser.features(x_t, t, condition, self.moving)
+
     def _at(
         self, latent: Latent, timestep: float, keys: list[int] | None, condition: Condition | None
     ) -> list[Tensor]:
@@ -113,7 +117,7 @@ class FeatureExtractor:
                 x0 = latent.draw(self.noise.draw(shape, draw + LATENT_STREAM, keys))  # type: ignore[arg-type]
             noise = self.noise.draw(shape, draw, keys)  # type: ignore[arg-type]
             x_t = x0 if noise is None else self.denoiser.schedule.add_noise(x0, noise.to(x0), t)
-            found = self.denoiser.features(x_t, t, condition, self.moving)
+            found = self.look(x_t, t, condition)
             maps = [found[name] for name in self.moving]
             total = maps if not total else [a + b for a, b in zip(total, maps)]
         return [x / self.noise.draws for x in total] if self.noise.draws > 1 else total

@@ -3,7 +3,8 @@
 from .cached_backbone import CachedBackbone
 from .clip_backbone import ClipBackbone
 from .diffusion_backbone import DiffusionBackbone
+from .feedback_backbone import FeedbackBackbone
 from .raw_pixels import RawPixels
 from .timm_backbone import TimmBackbone
 
-__all__ = ['CachedBackbone', 'ClipBackbone', 'DiffusionBackbone', 'RawPixels', 'TimmBackbone']
+__all__ = ['CachedBackbone', 'ClipBackbone', 'DiffusionBackbone', 'FeedbackBackbone', 'RawPixels', 'TimmBackbone']

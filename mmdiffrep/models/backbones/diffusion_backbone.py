@@ -60,6 +60,7 @@ class DiffusionBackbone(RgbInput, BaseModule):
         windows: ``dict(size=512, batch=8)``: look at square windows of min(size, short side), each resized to ``size``, ``batch`` at
             once; the adapter's maps (the raw ones without an adapter) are stitched, see :class:`Windows`. Noise, conditioner and
             adapter get each window alone; a window's ``per_image`` noise is seeded by its own pixels. None: the whole image.
+        keep_taps: further taps behind which the network is not cut, for whoever reads them.
         pretrained: not used, with a warning: what mmseg hands down from a stock config's ``model.pretrained``.
 
     Attributes:
@@ -85,6 +86,7 @@ class DiffusionBackbone(RgbInput, BaseModule):
         class_id: int | None = None,
         conditioner: Mapping[str, Any] | None = None,
         windows: Mapping[str, Any] | None = None,
+        keep_taps: Sequence[str] = (),
         pretrained: str | None = None,
         init_cfg: dict | None = None,
     ) -> None:
@@ -102,7 +104,7 @@ class DiffusionBackbone(RgbInput, BaseModule):
             trainable = [trainable]
         self.class_id = class_id
         taps = listed(taps)
-        network = build_denoiser(denoiser, taps)
+        network = build_denoiser(denoiser, [*taps, *keep_taps])
         if not len(image_mean) == len(image_std) == network.image_channels:
             raise ValueError(
                 f'image_mean={list(image_mean)} and image_std={list(image_std)} were given; the network takes images of '
