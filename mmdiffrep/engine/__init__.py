@@ -1,5 +1,6 @@
-"""Hooks."""
+"""Hooks and the optimizer's rates."""
 
 from .hooks import PromptHook, RandomStateHook, SaveDiffusersHook
+from .layer_decay import LayerDecayConstructor
 
-__all__ = ['PromptHook', 'RandomStateHook', 'SaveDiffusersHook']
+__all__ = ['LayerDecayConstructor', 'PromptHook', 'RandomStateHook', 'SaveDiffusersHook']
