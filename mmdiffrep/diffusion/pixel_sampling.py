@@ -75,7 +75,7 @@ def sample_pixels(maps: Sequence[Tensor], y: Tensor, x: Tensor, size: tuple[int,
     Raises:
         ValueError: a pixel outside the image.
     """
-    return sample_images([maps], [size], torch.zeros_like(y), y, x)
+    return sample_images([maps], [size], torch.zeros(len(y), dtype=torch.long), y, x)
 
 
 def sample_images(

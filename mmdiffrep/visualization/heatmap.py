@@ -9,16 +9,23 @@ import cv2
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 
 def heatmap(
-    panels: Sequence[tuple[str, np.ndarray]], columns: Sequence[str], rows: Sequence[str], title: str = '', column_label: str = ''
+    panels: Sequence[tuple[str, np.ndarray]],
+    columns: Sequence[str],
+    rows: Sequence[str],
+    title: str = '',
+    column_label: str = '',
+    mark_best: bool = False,
 ) -> np.ndarray:
     """Tables (R, C) side by side on one colour scale, each number written in its cell: (H, W, 3) uint8.
 
     Args:
         panels: (name, values); nan leaves a cell empty.
         columns, rows: their names, the same in every panel.
+        mark_best: frame each panel's largest value.
     """
     values = np.concatenate([value.ravel() for _, value in panels])
     low, high = np.nanmin(values), np.nanmax(values)
@@ -36,6 +43,9 @@ def heatmap(
             if np.isfinite(value):
                 dark = value < low + 0.6 * (high - low)
                 axis.text(x, y, f'{value:.1f}', ha='center', va='center', fontsize=8, color='white' if dark else 'black')
+        if mark_best:
+            y, x = np.unravel_index(np.nanargmax(table), table.shape)
+            axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor='red', linewidth=2))
     if title:
         figure.suptitle(title, fontsize=11)
     file = io.BytesIO()

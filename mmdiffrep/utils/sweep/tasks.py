@@ -1,0 +1,259 @@
+"""What a sweep is scored by: classes of images, classes of pixels, corresponding points."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.dataset import pseudo_collate
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from mmdiffrep.diffusion.pixel_sampling import sample_pixels
+from mmdiffrep.evaluation.linear_probe import linear_predictions, linear_probe
+from mmdiffrep.evaluation.probes import knn_probe, logistic_probe
+from mmdiffrep.registry import DATASETS, MODELS
+
+Rows = list[Tensor]  # each tap's (n, C)
+PROBES = ('linear', 'knn', 'logistic', 'segmentation', 'correspondence')
+
+
+class Task:
+    """Images, what is kept of their maps, and how that is scored."""
+
+    metric: str
+
+    def batches(self, part: str) -> Iterator[tuple[Tensor, Any]]:
+        """Preprocessed images (B, 3, H, W) of ``'train'`` or ``'val'``, and what belongs to them."""
+        raise NotImplementedError
+
+    def count(self, part: str) -> int:
+        """How many images."""
+        raise NotImplementedError
+
+    def keep(self, maps: Sequence[Tensor], about: Any, size: tuple[int, int]) -> Rows:
+        """A batch's maps -> the rows that are kept of each."""
+        raise NotImplementedError
+
+    def rows(self, part: str) -> int:
+        """At most so many rows."""
+        raise NotImplementedError
+
+    def score(self, train: Tensor | None, val: Tensor, seed: int) -> float:
+        """Of one tap's rows."""
+        raise NotImplementedError
+
+    def pixels(self, images: Tensor) -> list[Tensor]:
+        """Maps that hold the colours alone, to compare with."""
+        return [images]
+
+
+class FromConfig(Task):
+    """Images of a config's data loaders, training images as validation images are prepared."""
+
+    def __init__(self, cfg: Any, train: int | None, val: int | None, batch_size: int, device: str) -> None:
+        self.batch_size = batch_size
+        preprocessor = dict(cfg.model.get('data_preprocessor') or dict(type='mmengine.ImgDataPreprocessor', bgr_to_rgb=True))
+        if preprocessor.get('type', '').endswith('SegDataPreProcessor'):
+            preprocessor.update(size=None, size_divisor=None, test_cfg=None)
+        self.preprocessor = MODELS.build(preprocessor).to(device)
+        self.data = {'train': _spread(self._dataset(cfg, 'train'), train), 'val': _spread(self._dataset(cfg, 'val'), val)}
+
+    def _dataset(self, cfg: Any, part: str) -> Any:
+        raise NotImplementedError
+
+    def count(self, part: str) -> int:
+        return len(self.data[part])
+
+    def batches(self, part: str) -> Iterator[tuple[Tensor, Any]]:
+        self.number = 0
+        for batch in DataLoader(self.data[part], self.batch_size, collate_fn=pseudo_collate):
+            data = self.preprocessor(batch, False)
+            yield data['inputs'], data['data_samples']
+
+
+class Classification(FromConfig):
+    """Global average pooling; a linear layer, neighbours, or logistic regression."""
+
+    def __init__(self, *args: Any, probe: str = 'linear', epochs: int = 15, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.probe, self.epochs, self.metric = probe, epochs, f'accuracy of the {probe} probe, %'
+        self.labels = {part: torch.tensor(_labels(data)) for part, data in self.data.items()}
+
+    def _dataset(self, cfg: Any, part: str) -> Any:
+        own, val = (dict(cfg[f'{p}_dataloader'].dataset) for p in (part, 'val'))
+        for key in ('transforms', 'size', 'short_side'):
+            own.pop(key, None)
+            if key in val:
+                own[key] = val[key]
+        return DATASETS.build(own)
+
+    def rows(self, part: str) -> int:
+        return self.count(part)
+
+    def keep(self, maps: Sequence[Tensor], about: Any, size: tuple[int, int]) -> Rows:
+        return [m.float().mean((2, 3)).cpu() for m in maps]
+
+    def score(self, train: Tensor | None, val: Tensor, seed: int) -> float:
+        assert train is not None
+        given = (train, self.labels['train'], val, self.labels['val'])
+        if self.probe == 'linear':
+            return linear_probe(*given, epochs=self.epochs, seed=seed)
+        return knn_probe(*given) if self.probe == 'knn' else logistic_probe(*given)
+
+    def pixels(self, images: Tensor) -> list[Tensor]:
+        # the average would be one colour: 8×8 cells, as channels
+        return [F.adaptive_avg_pool2d(images, 8).flatten(1)[:, :, None, None]]
+
+
+class Segmentation(FromConfig):
+    """Features sampled at labelled pixels, drawn once an image; a linear layer; mean IoU over the drawn pixels."""
+
+    metric = 'mIoU of a linear probe at drawn pixels, %'
+
+    def __init__(self, *args: Any, epochs: int = 15, pixels: int = 200, ignore_index: int = 255, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.epochs, self.drawn, self.ignore_index = epochs, pixels, ignore_index
+        self.labels: dict[str, list[Tensor]] = {'train': [], 'val': []}
+        self.part = 'train'
+
+    def _dataset(self, cfg: Any, part: str) -> Any:
+        own, val = (dict(cfg[f'{p}_dataloader'].dataset) for p in (part, 'val'))
+        while 'dataset' in own:  # LabelledPixels and the like
+            own = dict(own['dataset'])
+        return DATASETS.build(dict(own, pipeline=val['pipeline']))
+
+    def rows(self, part: str) -> int:
+        return self.count(part) * self.drawn
+
+    def batches(self, part: str) -> Iterator[tuple[Tensor, Any]]:
+        self.part, self.labels[part] = part, []
+        yield from super().batches(part)
+
+    def keep(self, maps: Sequence[Tensor], about: Any, size: tuple[int, int]) -> Rows:
+        kept: list[list[Tensor]] = [[] for _ in maps]
+        for b, sample in enumerate(about):
+            labels = sample.gt_sem_seg.data[0].cpu().numpy()
+            places = np.flatnonzero(labels != self.ignore_index)
+            # the same pixels of an image at every cell
+            draws = np.random.default_rng(zlib.crc32(labels.tobytes()))
+            places = np.sort(draws.permutation(places)[: self.drawn])
+            y, x = (torch.from_numpy(v) for v in np.divmod(places, labels.shape[1]))
+            for rows, m in zip(kept, maps):
+                rows.append(sample_pixels([m[b].permute(1, 2, 0).cpu().contiguous()], y, x, labels.shape))
+            self.labels[self.part].append(torch.from_numpy(labels.ravel()[places].astype(np.int64)))
+        return [torch.cat(rows) for rows in kept]
+
+    def score(self, train: Tensor | None, val: Tensor, seed: int) -> float:
+        assert train is not None
+        truth = torch.cat(self.labels['val'])
+        found = linear_predictions(train, torch.cat(self.labels['train']), val, truth, epochs=self.epochs, seed=seed)
+        shares = []
+        for k in truth.unique():
+            both = int(((found == k) & (truth == k)).sum())
+            shares.append(both / int(((found == k) | (truth == k)).sum()))
+        return 100 * float(np.mean(shares))
+
+
+class Correspondence(Task):
+    """PCK@α per point of nearest neighbours by cosine: pairs of images with points, as ``tools/make_toyscenes.py`` writes them.
+
+    A point is right if the centre of the target's nearest cell lies within α · max(height, width) of the target's box.
+    """
+
+    def __init__(self, cfg: Any, file: str, count: int | None, device: str, alpha: float = 0.1) -> None:
+        path = Path(file)
+        if not path.is_file():
+            raise FileNotFoundError(f'--pairs {file}: no such file; expected a list of pairs with source_points and target_points')
+        self.pairs = json.loads(path.read_text())[:count]
+        self.folder, self.alpha, self.metric = path.parent / 'images', alpha, f'PCK@{alpha:g} per point (target box), %'
+        preprocessor = dict(cfg.model.get('data_preprocessor') or dict(type='mmengine.ImgDataPreprocessor', bgr_to_rgb=True))
+        if preprocessor.get('type', '').endswith('SegDataPreProcessor'):
+            preprocessor.update(size=None, size_divisor=None, test_cfg=None)
+        self.preprocessor = MODELS.build(preprocessor).to(device)
+
+    def count(self, part: str) -> int:
+        return 2 * len(self.pairs) if part == 'val' else 0
+
+    def rows(self, part: str) -> int:
+        return sum(len(pair['source_points']) for pair in self.pairs) if part == 'val' else 0
+
+    def batches(self, part: str) -> Iterator[tuple[Tensor, Any]]:
+        for pair in self.pairs if part == 'val' else []:
+            images = []
+            for side in ('source', 'target'):
+                image = cv2.imread(str(self.folder / pair[side]))
+                if image is None:
+                    raise FileNotFoundError(f'{self.folder / pair[side]} is not there or no image')
+                images.append(torch.from_numpy(image).permute(2, 0, 1).contiguous())
+            yield self.preprocessor(dict(inputs=images), False)['inputs'], pair
+
+    def keep(self, maps: Sequence[Tensor], about: Any, size: tuple[int, int]) -> Rows:
+        """Each point's distance to its match, in units of the box's longer side: (points, 1)."""
+        x, y = torch.tensor(about['source_points'], dtype=torch.float64).T
+        target = torch.tensor(about['target_points'], dtype=torch.float64)
+        box = about['target_box']
+        found = []
+        for m in maps:
+            # pixel centres are at whole numbers
+            at = sample_pixels([m[0].permute(1, 2, 0).cpu().contiguous()], y.clamp(0, size[0] - 1), x.clamp(0, size[1] - 1), size)
+            cells = F.normalize(m[1].float().flatten(1).t().cpu(), dim=1)
+            best = (F.normalize(at, dim=1) @ cells.t()).argmax(1)
+            rows, columns = m.shape[-2:]
+            match = torch.stack(
+                [(best % columns + 0.5) * size[1] / columns - 0.5, (best // columns + 0.5) * size[0] / rows - 0.5], 1
+            )
+            distance = (match - target).norm(dim=1) / max(box[2] - box[0], box[3] - box[1])
+            found.append(distance[:, None].float())
+        return found
+
+    def score(self, train: Tensor | None, val: Tensor, seed: int) -> float:
+        return 100 * float((val <= self.alpha).float().mean())
+
+
+def make_task(cfg: Any, args: Any) -> Task:
+    """The task that a config has, or that ``args.probe`` names.
+
+    Raises:
+        ValueError: a config without data, or a probe that its data have no labels for.
+    """
+    if args.probe == 'correspondence':
+        return Correspondence(cfg, args.pairs, args.val, args.device)
+    missing = [f'{p}_dataloader' for p in ('train', 'val') if not cfg.get(f'{p}_dataloader')]
+    if missing:
+        raise ValueError(f'the config has no {" and no ".join(missing)}, and a probe learns from labelled images')
+    segments = cfg.get('default_scope') == 'mmseg'
+    probe = args.probe or ('segmentation' if segments else 'linear')
+    if (probe == 'segmentation') != segments:
+        raise ValueError(
+            f"--probe {probe} does not fit a config of {'mmseg, whose images have a class for each pixel' if segments else 'classification'}; "
+            f"allowed: {['segmentation'] if segments else ['linear', 'knn', 'logistic']}, 'correspondence'"
+        )
+    common: tuple = (cfg, args.train, args.val, args.batch_size, args.device)
+    if segments:
+        return Segmentation(*common, epochs=args.epochs, pixels=args.pixels)
+    return Classification(*common, probe=probe, epochs=args.epochs)
+
+
+def _spread(data: Any, count: int | None) -> Any:
+    """So many of a data set's items, from all of it."""
+    if count is None or count >= len(data):
+        return data
+    if count < 1:
+        raise ValueError(f'{count} images were asked for; allowed: 1 and more')
+    return Subset(data, np.linspace(0, len(data) - 1, count).round().astype(int).tolist())
+
+
+def _labels(data: Any) -> list[int]:
+    if isinstance(data, Subset):
+        labels = data.dataset.labels
+        return [labels[i] for i in data.indices]
+    return data.labels
+
