@@ -59,6 +59,11 @@ def make_parser() -> argparse.ArgumentParser:
         '--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='training: where'
     )
     parser.add_argument('--images', type=int, default=50, help='memory: training images')
+    parser.add_argument(
+        '--looked-at',
+        type=int,
+        help='memory: the network looks at so many of them; the others get the maps of the last one, kept as their own. Default: all',
+    )
     parser.add_argument('--size', type=int, default=256, help='memory: their side')
     parser.add_argument('--timesteps', type=float, nargs='+', help="memory: default: the config's")
     parser.add_argument(
@@ -207,7 +212,7 @@ def memory(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     if not STATUS.exists():
         raise ValueError('memory is read from /proc/self/status, which is there on Linux only')
-    if min(args.images, args.steps, args.size) < 1:
+    if min(args.images, args.steps, args.size, args.looked_at or 1) < 1:
         raise ValueError(
             f'--images {args.images} --steps {args.steps} --size {args.size} do not fit; allowed: at least 1'
         )
@@ -244,8 +249,24 @@ def memory(args: argparse.Namespace) -> None:
         measured(args, cli.build_runner(config))
 
 
+def look_at(model: Any, count: int) -> list[float]:
+    """From image number ``count`` on the model gets the last maps again. Returns what will hold the seconds of each look."""
+    extract, seconds, last = model.extract_feat, [], []
+
+    def some(inputs: Any) -> Any:
+        if len(seconds) < count:
+            begin = time.perf_counter()
+            last[:] = [extract(inputs)]
+            seconds.append(time.perf_counter() - begin)
+        return last[0]
+
+    model.extract_feat = some
+    return seconds
+
+
 def measured(args: argparse.Namespace, runner: Any) -> None:
     watch = Watch()
+    looks = look_at(runner.model, args.looked_at or args.images)
     features, train = Phases(watch, 'features', 'HIGHEST'), Phases(watch, 'training', 'LOWEST')
     runner.register_hook(features, 'HIGHEST')
     runner.register_hook(train, 'LOWEST')
@@ -268,9 +289,9 @@ def measured(args: argparse.Namespace, runner: Any) -> None:
     print(
         f'kept: {model.store.bytes / GIB:.2f} GiB in half precision on disk; all pixels of all maps in single precision: {naive:.2f} GiB'
     )
-    seconds = train.at - features.at
     print(
-        f'features: {args.images / seconds:.4f} images/s ({seconds:.1f} s); training: {args.steps / (end - train.at):.2f} steps/s'
+        f'looked at {len(looks)} images: {len(looks) / sum(looks):.4f} images/s ({sum(looks):.1f} s); '
+        f'training: {args.steps / (end - train.at):.2f} steps/s'
     )
 
 

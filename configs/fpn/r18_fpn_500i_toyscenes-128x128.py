@@ -2,8 +2,8 @@
 _base_ = [
     '../_base_/models/fpn.py',
     '../_base_/models/r18-backbone.py',
-    '../_base_/datasets/camvid-180x240.py',
-    '../_base_/schedules/schedule_1k.py',
+    '../_base_/datasets/toyscenes-128x128.py',
+    '../_base_/schedules/schedule_500i.py',
     '../_base_/default_runtime.py',
 ]
 model = dict(
