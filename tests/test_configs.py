@@ -39,6 +39,17 @@ ARCHITECTURES = {
     **{f'checkpoints/{name}.pt': 'adm-256' for name in ('lsun_bedroom', 'lsun_cat', 'lsun_horse', 'ffhq')},
 }
 
+# DDPM's network of CIFAR-10, 35.7M parameters, and with EDM's schedule
+CIFAR = dict(
+    sample_size=32, block_out_channels=(128, 256, 256, 256), layers_per_block=2, downsample_padding=0, flip_sin_to_cos=False,
+    down_block_types=('DownBlock2D', 'AttnDownBlock2D', 'DownBlock2D', 'DownBlock2D'), norm_eps=1e-6, freq_shift=1,
+    up_block_types=('UpBlock2D', 'UpBlock2D', 'AttnUpBlock2D', 'UpBlock2D'),
+)  # fmt: skip
+NETWORKS = {
+    'google/ddpm-cifar10-32': dict(config=CIFAR),
+    'checkpoints/edm-cifar10': dict(config=CIFAR, schedule=dict(_class_name='EDMSchedule')),
+}
+
 pytestmark = pytest.mark.skipif(not CONFIGS, reason='the tests do not run in a checkout')
 
 
@@ -187,7 +198,7 @@ def offline(backbone):
     if pretrained is None or pretrained.startswith('mmdiffrep/'):
         return backbone
     del denoiser['pretrained']
-    backbone['denoiser'] = dict(denoiser, config=ARCHITECTURES[pretrained])
+    backbone['denoiser'] = {**denoiser, **(NETWORKS.get(pretrained) or dict(config=ARCHITECTURES[pretrained]))}
     return backbone
 
 
@@ -212,7 +223,9 @@ def first_consumer(model):
 
 
 # a '_test_' config asks another one's model for other words
-MODEL_CONFIGS = [path for path in CONFIGS if 'pretrain' not in path.parts and '_test_' not in path.stem]
+CLASSIFIERS = ('ddae', 'gdc', 'difformer', 'diffeed')
+CLASSIFIER_CONFIGS = [path for path in CONFIGS if path.parent.name in CLASSIFIERS]
+MODEL_CONFIGS = [path for path in CONFIGS if path.parent.name not in ('pretrain', *CLASSIFIERS) and '_test_' not in path.stem]
 TEST_CONFIGS = [path for path in CONFIGS if '_test_' in path.stem]
 
 
@@ -236,6 +249,28 @@ def mmseg_datasets():
     from mmseg.registry import DATASETS as registry
 
     return registry
+
+
+@pytest.mark.parametrize('path', CLASSIFIER_CONFIGS, ids=by_name)
+def test_the_classifier_builds_around_the_full_size_network(path):
+    config = read(path)
+    backbone_config = config.model.backbone
+    cached = backbone_config.type == 'mmdiffrep.CachedBackbone'
+    backbone_config = offline(backbone_config.backbone if cached else backbone_config)
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        if cached:
+            backbone_config = dict(type='mmdiffrep.CachedBackbone', backbone=backbone_config)
+        model = MODELS.build(dict(config.model, backbone=backbone_config))
+    head, backbone = model.head, model.backbone
+    assert head.num_classes == config.num_classes
+    assert list(head.in_channels) * getattr(head, 'num_timesteps', 1) == list(backbone.out_channels)
+    if hasattr(head, 'sizes'):  # maps of at most pool×pool cells, of the image that the config says
+        pool = config.model.head.get('pool', 16)
+        strides = backbone.out_strides[: len(head.sizes)]
+        assert head.sizes == [(min(config.image_size // stride, pool),) * 2 for stride in strides]
+    if cached:
+        assert backbone.backbone.noise.deterministic
+        assert not any(step.type == 'RandomCrop' for step in config.train_dataloader.dataset.transforms)
 
 
 @pytest.mark.parametrize('path', MODEL_CONFIGS, ids=by_name)
@@ -292,6 +327,18 @@ def test_only_the_backbone_differs_within_a_comparison(path):
     for key in ('model', 'train_dataloader', 'val_dataloader', 'test_dataloader', 'test_evaluator', 'optim_wrapper',
                 'param_scheduler', 'train_cfg', 'custom_hooks', 'randomness'):  # fmt: skip
         assert ours.get(key) == theirs.get(key), key
+
+
+def test_ddaes_network_and_blocks():
+    """35.7M parameters; block 6 of the way up is 256 channels at 8×8, block 7 256 at 16×16."""
+    from diffusers import UNet2DModel
+
+    with torch.device('meta'):
+        assert round(sum(p.numel() for p in UNet2DModel(**CIFAR).parameters()) / 1e5) == 357
+    for name, stride in (('ddpm', 4), ('edm', 2)):
+        (path,) = ROOT.glob(f'configs/ddae/ddae_{name}-cifar10_linear*.py')
+        backbone = MODELS.build(offline(read(path).model.backbone))
+        assert (backbone.out_channels, backbone.out_strides) == ([256], [stride])
 
 
 def test_vpd_averages_maps_of_one_place(monkeypatch):

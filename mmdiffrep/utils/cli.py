@@ -119,7 +119,7 @@ def reporting(act: Callable[[], Any]) -> int:
     """Run ``act``; a mistake of the user becomes one line instead of a traceback. The exit status."""
     try:
         act()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     return 0
