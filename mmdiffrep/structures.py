@@ -1,4 +1,4 @@
-"""ClassSample: an image's class, and what a classifier says of it."""
+"""Data samples of tasks that no toolkit has: classes of images, pairs of images."""
 
 from __future__ import annotations
 
@@ -7,3 +7,11 @@ from mmengine.structures import BaseDataElement
 
 class ClassSample(BaseDataElement):
     """Fields: ``gt_label``, a class number; after prediction ``pred_scores``, probabilities (K,), and ``pred_label``."""
+
+
+class PairSample(BaseDataElement):
+    """Fields: ``source_points`` and ``target_points`` (n, 2), x and y; after matching ``pred_points`` (n, 2) and ``pred_scores`` (n,).
+
+    Metainfo: ``source_path``, ``target_path``, ``source_shape``, ``target_shape`` (H, W), ``source_box``, ``target_box``
+    (x1, y1, x2, y2 or None), ``category``.
+    """

@@ -8,8 +8,9 @@ from .few_labels import LabelSubset
 from .images import ImageFolder
 from .instance_crops import InstanceCrops
 from .labelled_pixels import LabelledPixels
+from .pairs import KeypointPairs, PFPascalDataset, PFWillowDataset, SPairDataset
 
-__all__ = ['ImageCaptions', 'ImageClassification', 'ImageFolder', 'InstanceCrops', 'LabelSubset', 'LabelledPixels']
+__all__ = ['ImageCaptions', 'ImageClassification', 'ImageFolder', 'InstanceCrops', 'KeypointPairs', 'LabelSubset', 'LabelledPixels', 'PFPascalDataset', 'PFWillowDataset', 'SPairDataset']
 
 if find_spec('mmseg') is not None:
     from .label_transforms import CheckLabels, IgnoreSmallClasses

@@ -2,9 +2,9 @@
 
 from importlib.util import find_spec
 
-from . import adapters, backbones, classification, conditioners, denoisers, pretrainers
+from . import adapters, backbones, classification, conditioners, correspondence, denoisers, pretrainers
 
-__all__ = ['adapters', 'backbones', 'classification', 'conditioners', 'denoisers', 'pretrainers']
+__all__ = ['adapters', 'backbones', 'classification', 'conditioners', 'correspondence', 'denoisers', 'pretrainers']
 
 if find_spec('mmseg') is not None:
     from . import ensemble
