@@ -121,6 +121,15 @@ def test_half_precision_maps_under_autocast(dtype, atol):
     assert massive.isfinite().all()
 
 
+@pytest.mark.parametrize('with_cp, runs', [(False, 2), (True, 4)])
+def test_checkpointing_computes_the_blocks_again(with_cp, runs):
+    model, calls = fusion(with_cp=with_cp), []
+    for block in model.blocks:
+        block.register_forward_hook(lambda *_: calls.append(1))
+    model(random_maps()).sum().backward()
+    assert len(calls) == runs
+
+
 def test_defaults_are_the_papers():
     with torch.device('meta'):
         model = AttentionFusion(10, 1024, in_strides=[4], image_size=256)
