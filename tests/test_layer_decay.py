@@ -79,6 +79,22 @@ def test_the_last_stages_of_a_unet(tiny_config):
     assert all(rate == pytest.approx(0.5 ** (12 - by_hand(n))) for n, rate in inside.items())
 
 
+def test_a_network_that_is_registered_whole(tiny_config):
+    """Weights that cannot be found again are all in the module tree, under another name; rates are the same."""
+    denoiser = MODELS.build(dict(type='mmdiffrep.PixelUNet', config=tiny_config, random_seed=0))
+    denoiser.fingerprint = None
+    model = classifier(tiny_config, ['mid_block', 'up_blocks.1'])
+    whole = MODELS.build(
+        dict(
+            type='mmdiffrep.DiffusionBackbone', denoiser=denoiser, taps=['up_blocks.1.attentions.1'], timesteps=10,
+            trainable=['mid_block', 'up_blocks.1'], image_mean=[0] * 3, image_std=[1] * 3,
+        )
+    )  # fmt: skip
+    found = {n.removeprefix('holder.network.'): v for n, v in settings(whole, wrapper(whole, decay_rate=0.5)).items()}
+    wanted = settings(model, wrapper(model, decay_rate=0.5))
+    assert found == {n.removeprefix('backbone.holder.'): v for n, v in wanted.items() if n.startswith('backbone')}
+
+
 def test_a_transformer(tiny_dit_config):
     backbone = dict(
         type='mmdiffrep.DiffusionBackbone', denoiser=dict(type='mmdiffrep.DiT', config=tiny_dit_config, random_seed=0),

@@ -75,7 +75,8 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
             place = f'{place}.' if place else ''
             for name, parameter in holder.named_parameters():
                 if parameter.requires_grad:
-                    path = name.removeprefix('network.') if '' in holder.trained_paths else name
+                    # a network that is registered whole stands below this name, its trained parts as well
+                    path = name.removeprefix('network.') if 'network' in holder._modules else name
                     layer = layer_of(path)
                     number = layers.index(layer) if layer in layers else 0
                     found[place + name] = (layers[number], len(layers) - number)
