@@ -16,7 +16,8 @@ def fusion(**kwargs):
     """Two taps, two timesteps; every parameter is moved away from where it starts."""
     settings = dict(num_timesteps=2, sizes=[(7, 5), 3], dim=12, heads=3, pool=4)
     torch.manual_seed(0)
-    model = AttentionFusion(5, [4, 6] * 2, **{**settings, **kwargs}).eval()
+    settings.update(kwargs)
+    model = AttentionFusion(5, [4, 6] * settings['num_timesteps'], **settings).eval()
     g = torch.Generator().manual_seed(1)
     for p in model.parameters():
         p.data = p.data + 0.3 * torch.randn(p.shape, generator=g)
@@ -72,8 +73,9 @@ def by_hand(model, maps, heads=3, sizes=((4, 4), (3, 3))):
     return torch.stack(logits).float()
 
 
-def test_the_whole_head_from_its_weights():
-    model, maps = fusion(), random_maps()
+@pytest.mark.parametrize('steps', [1, 2, 3])
+def test_the_whole_head_from_its_weights(steps):
+    model, maps = fusion(num_timesteps=steps), random_maps(steps=steps)
     assert model.state_dict()['blocks.0.mlp.0.weight'].shape == (48, 12)
     torch.testing.assert_close(model(maps), by_hand(model, maps), atol=1e-4, rtol=1e-4)
 
@@ -150,3 +152,51 @@ def test_defaults_are_the_papers():
         'mlp.2.weight': (1024, 4096),
         'mlp.2.bias': (1024,),
     }
+
+
+def test_every_parameter_learns_with_and_without_checkpointing():
+    maps = random_maps()
+    grads = []
+    for with_cp in (False, True):
+        model = fusion(with_cp=with_cp)
+        model(maps).square().sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert all(g.abs().max() > 0 for g in grads[0])
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*grads))
+
+
+def test_the_papers_sizes():
+    """Blocks 19, 24, 30 of ADM-256: 1024 channels at 8² and 16², 512 at 64²; three timesteps."""
+    with torch.device('meta'):
+        model = AttentionFusion(1000, [1024, 1024, 512] * 3, in_strides=[32, 16, 4] * 3, num_timesteps=3, image_size=256)
+        maps = [torch.empty(2, c, s, s) for c, s in ((1024, 8), (1024, 16), (512, 64))] * 3
+        assert model(maps).shape == (2, 1000)
+    assert model.tokens == [64, 256, 256]
+    assert model.fc.in_features == 3072
+    assert not AttentionFusion(2, 4, sizes=[2], dim=8).cls.any()
+    assert model.blocks[0].qkv.bias is None and len(model.blocks) == 2
+
+
+def test_sizes_come_from_strides():
+    model = AttentionFusion(3, [4, 6], in_strides=[4, 2], image_size=(20, 30), dim=8, heads=2)
+    assert model.sizes == [(5, 8), (10, 15)]
+    assert AttentionFusion(3, [4, 6] * 2, in_strides=[4, 2] * 2, num_timesteps=2, image_size=20, dim=8).sizes == [(5, 5), (10, 10)]
+
+
+@pytest.mark.parametrize(
+    'make, message',
+    [
+        (lambda: AttentionFusion(2, 3), 'give image_size'),
+        (lambda: AttentionFusion(2, 3, sizes=[4], dim=10, heads=4), 'dim a multiple of heads'),
+        (lambda: AttentionFusion(2, [3, 4, 3], sizes=[4], num_timesteps=2, dim=8), 'no 2 times the same taps'),
+        (lambda: AttentionFusion(2, [3, 4], sizes=[4], dim=8), 'one .height, width. for each'),
+        (lambda: fusion()(random_maps()[:1]), r'maps of \[4\] channels.*t-major'),
+        (lambda: AttentionFusion(2, [3, 4] * 2, in_strides=[4, 2, 4, 4], num_timesteps=2, image_size=8, dim=8), 'no 2 times those of 2 taps'),
+        (lambda: AttentionFusion(2, 3, in_strides=[4], image_size=(8, 8, 3), dim=8), 'a side, or .height, width.'),
+        (lambda: AttentionFusion(2, 3, sizes=[(3,)], dim=8), 'a side, or .height, width.'),
+        (lambda: AttentionFusion(2, 3, sizes=[3], dim=8, mlp_ratio=0), 'mlp_ratio=0'),
+    ],
+)
+def test_what_does_not_fit_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -4,7 +4,9 @@ import copy
 import warnings
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 import mmdiffrep  # noqa: F401
 from mmdiffrep.registry import MODELS
@@ -131,3 +133,13 @@ def test_a_frozen_stock_network_stays_as_it_is():
     out = model(torch.randn(2, 3, 32, 32))[0]
     assert not out.requires_grad and not any(p.requires_grad for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_weights_of_timms_from_a_file(tmp_path):
+    torch.manual_seed(1)
+    whole = timm.create_model('resnet18')
+    save_file(whole.state_dict(), tmp_path / 'weights.safetensors')
+    image = torch.randn(1, 3, 64, 64)
+    want = whole.eval().forward_features(image)
+    model = timm_backbone(checkpoint=str(tmp_path / 'weights.safetensors')).eval()
+    assert torch.equal(model(image)[0], want) and not torch.equal(timm_backbone().eval()(image)[0], want)

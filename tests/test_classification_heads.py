@@ -1,13 +1,11 @@
-"""Heads of classifiers against loops: pooling, convolution, attention fusion."""
-
-import math
+"""Heads of classifiers against loops: pooling, convolution."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import mmdiffrep  # noqa: F401
-from mmdiffrep.models.classification import AttentionFusion, ConvHead, PooledHead
+from mmdiffrep.models.classification import ConvHead, PooledHead
 
 
 def maps_of(*shapes, seed=0, batch=3):
@@ -126,97 +124,6 @@ def test_heads_on_half_precision_maps_under_autocast(make, dtype, atol):
     torch.testing.assert_close(half.float(), full, atol=atol, rtol=0)
 
 
-# ---- attention fusion ---------------------------------------------------------------------------------------------
-
-
-def fusion(**kwargs):
-    """Two taps, three timesteps; no parameter is at a value that hides it."""
-    settings = dict(num_timesteps=3, sizes=[(4, 3), 2], dim=12, depth=2, heads=3, pool=3)
-    torch.manual_seed(0)
-    model = AttentionFusion(5, [4, 6] * 3, **{**settings, **kwargs})
-    g = torch.Generator().manual_seed(1)
-    for p in model.parameters():
-        p.data = p.data + 0.3 * torch.randn(p.shape, generator=g)
-    return model
-
-
-def layer_norm(x, norm):
-    mean = x.mean()
-    return (x - mean) / ((x - mean).square().mean() + 1e-5).sqrt() * norm.weight + norm.bias
-
-
-def by_hand(model, maps):
-    """One image, one timestep, one head, one query at a time."""
-    logits = []
-    for b in range(len(maps[0])):
-        classes = []
-        for t in range(model.num_timesteps):
-            tokens = [model.cls[0, 0]]
-            for k, size in enumerate(model.sizes):
-                m = F.adaptive_avg_pool2d(maps[t * len(model.sizes) + k][b], size)
-                m = layer_norm(m, model.norms[k])
-                weight, bias = model.projections[k].weight[:, :, 0, 0], model.projections[k].bias
-                tokens += [weight @ m[:, y, x] + bias for y in range(size[0]) for x in range(size[1])]
-            for block in model.blocks:
-                normed = [layer_norm(x, block.norm1) for x in tokens]
-                wq, wk, wv = block.qkv.weight.chunk(3)
-                attended = []
-                for x in normed:
-                    heads = []
-                    for q, k, v in zip(*(w.chunk(block.heads) for w in (wq, wk, wv))):
-                        scores = torch.stack([(q @ x) @ (k @ y) for y in normed]) / math.sqrt(len(q))
-                        heads.append(sum(s * (v @ y) for s, y in zip(scores.softmax(0), normed)))
-                    attended.append(block.out(torch.cat(heads)))
-                tokens = [x + a for x, a in zip(tokens, attended)]
-                tokens = [x + block.mlp(layer_norm(x, block.norm2)) for x in tokens]
-            classes.append(tokens[0])
-        logits.append(model.fc(torch.cat(classes)))
-    return torch.stack(logits)
-
-
-@pytest.mark.parametrize('steps', [1, 3])
-def test_attention_fusion_against_a_loop(steps):
-    model = fusion(num_timesteps=steps) if steps == 3 else AttentionFusion(5, [4, 6], sizes=[(4, 3), 2], dim=12, heads=3, pool=3)
-    maps = maps_of(*[(4, 4, 3), (6, 2, 2)] * steps)
-    got = model(maps)
-    assert torch.allclose(got, by_hand(model, maps), atol=1e-4)
-    assert torch.allclose(got[1:2], model([m[1:2] for m in maps]), atol=1e-5)  # of an image alone
-    assert model.tokens == [9, 4]
-
-
-def test_every_parameter_learns_with_and_without_checkpointing():
-    maps = maps_of(*[(4, 4, 3), (6, 2, 2)] * 3)
-    grads = []
-    for with_cp in (False, True):
-        model = fusion(with_cp=with_cp)
-        model(maps).square().sum().backward()
-        grads.append([p.grad for p in model.parameters()])
-    assert all(g.abs().max() > 0 for g in grads[0])
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*grads))
-
-
-def test_the_papers_sizes():
-    """Blocks 19, 24, 30 of ADM-256: 1024 channels at 8² and 16², 512 at 64²; three timesteps."""
-    with torch.device('meta'):
-        model = AttentionFusion(1000, [1024, 1024, 512] * 3, in_strides=[32, 16, 4] * 3, num_timesteps=3, image_size=256)
-        maps = [torch.empty(2, c, s, s) for c, s in ((1024, 8), (1024, 16), (512, 64))] * 3
-        assert model(maps).shape == (2, 1000)
-    assert model.tokens == [64, 256, 256]
-    assert model.fc.in_features == 3072
-    assert not AttentionFusion(2, 4, sizes=[2], dim=8).cls.any()
-    assert model.blocks[0].qkv.bias is None and len(model.blocks) == 2
-
-
-def test_odd_sizes_and_low_precision():
-    model = AttentionFusion(3, [4, 6], in_strides=[4, 2], image_size=(20, 30), dim=8, heads=2)
-    assert model.sizes == [(5, 8), (10, 15)]
-    maps = maps_of((4, 7, 5), (6, 13, 9))  # of other images than it was built for
-    full = model(maps)
-    with torch.autocast('cpu', torch.bfloat16):
-        half = model(maps)
-    assert half.isfinite().all() and torch.allclose(full, half.float(), atol=0.1)
-
-
 @pytest.mark.parametrize(
     'make, message',
     [
@@ -225,11 +132,6 @@ def test_odd_sizes_and_low_precision():
         (lambda: PooledHead(2, [3, -1]), 'self-attention'),
         (lambda: PooledHead(2, 3)(maps_of((4, 2, 2))), r'maps of \[4\] channels.*built for \[3\]'),
         (lambda: ConvHead(2, 3, channels=()), 'one convolution or more'),
-        (lambda: AttentionFusion(2, 3), 'give image_size'),
-        (lambda: AttentionFusion(2, 3, sizes=[4], dim=10, heads=4), 'dim a multiple of heads'),
-        (lambda: AttentionFusion(2, [3, 4, 3], sizes=[4], num_timesteps=2, dim=8), 'no 2 times the same taps'),
-        (lambda: AttentionFusion(2, [3, 4], sizes=[4], dim=8), 'one .height, width. for each'),
-        (lambda: fusion()(maps_of((4, 4, 3))), r'maps of \[4\] channels.*t-major'),
     ],
 )
 def test_what_does_not_fit_is_refused(make, message):

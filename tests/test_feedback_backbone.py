@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import mmdiffrep  # noqa: F401
-from mmdiffrep.diffusion.aliases import list_aliases
 from mmdiffrep.diffusion import model_files
+from mmdiffrep.diffusion.aliases import list_aliases
 from mmdiffrep.diffusion.model_files import named_config
 from mmdiffrep.models.backbones.feedback_backbone import GDC
 from mmdiffrep.registry import MODELS

@@ -14,7 +14,7 @@ pytest.importorskip('mmseg')
 import mmdiffrep  # noqa: E402, F401
 from mmdiffrep.datasets.labelled_pixels import LabelledPixels, shuffled  # noqa: E402
 from mmdiffrep.diffusion.seeding import run_seed, seeded  # noqa: E402
-from mmdiffrep.engine.hooks.pixel_features_hook import backbone_mark, check_frozen  # noqa: E402
+from mmdiffrep.models.kept_features import backbone_mark, check_frozen  # noqa: E402
 from mmdiffrep.registry import MODELS  # noqa: E402
 from mmdiffrep.utils.comparison.images import innermost  # noqa: E402
 from mmdiffrep.utils.comparison.measure import measure  # noqa: E402

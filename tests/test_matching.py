@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 
 import mmdiffrep  # noqa: F401
-from mmdiffrep.matching import Propagation, UpsampledMap, match_points, mutual_nearest, nearest, soft_argmax
+from mmdiffrep.matching import (
+    Propagation,
+    UpsampledMap,
+    match_points,
+    mutual_nearest,
+    nearest,
+    soft_argmax,
+)
 from mmdiffrep.matching.homography import corner_error, find_homography
 from mmdiffrep.matching.points import dense_flow, flip_adaptive
 

@@ -8,7 +8,13 @@ import torch
 from scipy import stats
 
 from mmdiffrep.evaluation.linear_probe import linear_predictions, linear_probe
-from mmdiffrep.evaluation.probes import agreement, effective_rank, knn_probe, logistic_probe, spearman
+from mmdiffrep.evaluation.probes import (
+    agreement,
+    effective_rank,
+    knn_probe,
+    logistic_probe,
+    spearman,
+)
 
 
 def clouds(count, seed=0, classes=4, dim=12, spread=2.2):

@@ -99,10 +99,10 @@ def score(args: argparse.Namespace) -> Path:
         torch.manual_seed(seed)
         f, f_val = (features(model, images, args.timesteps[k], taps, args.device) for images in (x, x_val))
         for row, tap in enumerate(taps):
-            tables[name][row, k, seed] = linear_probe(f[tap], y, f_val[tap], y_val, args.epochs, args.lr, seed=seed)
+            tables[name][row, k, seed] = linear_probe(f[tap], y, f_val[tap], y_val, epochs=args.epochs, lr=args.lr, seed=seed)
     # the same number of values as a block of middling width has
     small = [torch.nn.functional.adaptive_avg_pool2d(images, 8).flatten(1) for images in (x, x_val)]
-    pixels = [linear_probe(small[0], y, small[1], y_val, args.epochs, args.lr, seed=seed) for seed in range(args.seeds)]
+    pixels = [linear_probe(small[0], y, small[1], y_val, epochs=args.epochs, lr=args.lr, seed=seed) for seed in range(args.seeds)]
     return _write(args, taps, tables, pixels, time.perf_counter() - start, len(train.classes))
 
 

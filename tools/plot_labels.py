@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mmdiffrep.utils import cli
 from mmdiffrep.utils.comparison.over_labels import read
-from mmdiffrep.utils.comparison.runs import write
+from mmdiffrep.utils.files import write
 from mmdiffrep.visualization.canvas import write_picture
 from mmdiffrep.visualization.curves import draw_spreads
 

@@ -28,7 +28,7 @@ from mmengine.registry import init_default_scope
 import mmdiffrep  # noqa: F401  before the toolkits
 from mmdiffrep.diffusion.noise import NoisePolicy
 from mmdiffrep.utils import cli
-from mmdiffrep.utils.comparison.runs import write
+from mmdiffrep.utils.files import write
 from mmdiffrep.utils.sweep.cells import Plan, check_memory, sweep
 from mmdiffrep.utils.sweep.network import SweepNetwork, backbone_config
 from mmdiffrep.utils.sweep.report import write_report

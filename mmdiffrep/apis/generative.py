@@ -16,7 +16,7 @@ from mmdiffrep.diffusion.generative import GenerativeModel
 from mmdiffrep.diffusion.sampling import check_request, sample
 from mmdiffrep.registry import MODELS
 from mmdiffrep.utils import cli
-from mmdiffrep.utils.comparison.runs import write
+from mmdiffrep.utils.files import write
 from mmdiffrep.visualization.canvas import write_picture
 from mmdiffrep.visualization.samples import to_pictures
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from mmdiffrep.datasets.images import decode
 from mmdiffrep.engine.saving import replace_folder
-from mmdiffrep.utils.comparison.runs import write
+from mmdiffrep.utils.files import write
 
 from .generative import claim
 

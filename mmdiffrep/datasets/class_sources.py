@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from .archives import Archives
 from .images import decode, list_images
 
 # label bytes before each image; which of them is the class; files of the training and the test images; file of the names
@@ -83,7 +83,7 @@ class ClassFolders:
         number = {name: i for i, name in enumerate(self.classes)}
         self.labels = [number[name] for name in found]
         self.names = [f'{path}/{m}' for m in members]
-        self._zips: dict[int, zipfile.ZipFile] = {}
+        self._archives = Archives()
 
     def _folders(self) -> set[str]:
         """Names of all class folders, also of empty ones."""
@@ -95,24 +95,10 @@ class ClassFolders:
         return {n.partition('/')[0] for n in inside if '/' in n} - {'__MACOSX', ''}
 
     def read(self, number: int) -> np.ndarray:
-        image = decode(self._bytes(self.members[number]))
+        image = decode(self._archives.read(self.path, self.members[number]))
         if image is None:
             raise ValueError(f'{self.names[number]} is not a readable image: remove it or fetch it again')
         return image
-
-    def _bytes(self, member: str) -> bytes:
-        if self.path.is_dir():
-            return (self.path / member).read_bytes()
-        # a forked worker shares the file position of an open file
-        archive = self._zips.setdefault(os.getpid(), None) or zipfile.ZipFile(self.path)  # type: ignore[arg-type]
-        self._zips[os.getpid()] = archive
-        try:
-            return archive.read(member)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):
-            return b''
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, '_zips': {}}
 
 
 class CifarFiles:

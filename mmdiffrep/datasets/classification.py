@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from mmdiffrep.structures import ClassSample
 from mmdiffrep.registry import DATASETS
+from mmdiffrep.structures import ClassSample
 
 from .class_sources import open_source
 from .images import resize_short_side

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmdiffrep.registry import DATASETS
+
+from .archives import Archives
 
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff'}
 
@@ -69,7 +69,7 @@ class ImageFolder(Dataset):
             numbers = range(len(self.items), len(self.items) + len(members))
             self.index += [i for i in numbers for _ in range(repeat)]
             self.items += [(path, member, sides) for member in members]
-        self._zips: dict[tuple[int, str], zipfile.ZipFile] = {}
+        self._archives = Archives()
         self._images: list[np.ndarray | None] = [None] * len(self.items)
         self.classes: list[str] = []
         if labels:
@@ -109,7 +109,7 @@ class ImageFolder(Dataset):
 
     def _read(self, item: int) -> np.ndarray | None:
         source, member, sides = self.items[item]
-        image = decode(self._bytes(source, member))
+        image = decode(self._archives.read(source, member))
         if image is None:
             message = f'{source}/{member} is not a readable image'
             if self.on_error == 'raise':
@@ -120,21 +120,6 @@ class ImageFolder(Dataset):
         if side > sides[1]:  # never needed larger
             image = resize_short_side(image, sides[1])
         return image
-
-    def _bytes(self, source: str, member: str) -> bytes:
-        """The file's content; empty where a zip file cannot give it (damaged, encrypted)."""
-        if Path(source).is_dir():
-            return (Path(source) / member).read_bytes()
-        key = (os.getpid(), source)  # a forked worker shares the file position of an open file
-        if key not in self._zips:
-            self._zips[key] = zipfile.ZipFile(source)
-        try:
-            return self._zips[key].read(member)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):
-            return b''
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, '_zips': {}}
 
     def _crop(self, image: np.ndarray, sides: tuple[int, int]) -> Tensor:
         """Random numbers come from torch: workers are seeded, and resuming restores them."""

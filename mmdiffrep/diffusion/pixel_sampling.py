@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 
-def neighbours(places: Tensor, cells: int, side: float) -> tuple[Tensor, Tensor, Tensor]:
+def neighbours(
+    places: Tensor, cells: int, side: float, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
     """Along one axis: the two cells around each place, and the second one's weight, as ``F.interpolate`` takes them.
 
     Bilinear, ``align_corners=False``: pixel i of an image of ``side`` pixels has its centre at i + 0.5.
@@ -21,10 +23,11 @@ def neighbours(places: Tensor, cells: int, side: float) -> tuple[Tensor, Tensor,
         places: pixels (n,), whole numbers or between them.
         cells: the map's size.
         side: the size that the map would be resized to.
+        dtype: of the weights.
     """
     centre = ((places.to(torch.float64) + 0.5) * (cells / side) - 0.5).clamp(0, cells - 1)
     first = centre.floor().long()
-    return first, (first + 1).clamp(max=cells - 1), (centre - first).float()
+    return first, (first + 1).clamp(max=cells - 1), (centre - first).to(dtype)
 
 
 def check_inside(y: Tensor, x: Tensor, size: tuple[int, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -59,11 +60,11 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
                 groups[layer, decayed] = group
             groups[layer, decayed]['params'].append(parameter)
         params += groups.values()
-        rows: dict[str, list] = {}
+        counts: Counter[tuple[str, float]] = Counter()
         for (layer, _decayed), group in groups.items():
-            count = rows.get(layer, [None, 0, None])[1] + sum(p.numel() for p in group['params'])
-            rows[layer] = [layer, count, f'{group["lr"]:.3g}']
-        print_log('Layer-wise rates:\n' + format_table(['layer', 'parameters', 'rate'], list(rows.values())), 'current')
+            counts[layer, group['lr']] += sum(p.numel() for p in group['params'])
+        rows = [[layer, str(count), f'{rate:.3g}'] for (layer, rate), count in counts.items()]
+        print_log('Layer-wise rates:\n' + format_table(['layer', 'parameters', 'rate'], rows), 'current')
 
     def _depths(self, module: nn.Module) -> dict[str, tuple[str, int]]:
         """Of each of a denoiser's trained parameters: its layer, and how many layers run from there on."""

@@ -14,18 +14,9 @@ from mmdiffrep.diffusion.session import TapSession
 from mmdiffrep.diffusion.taps import Tap
 
 
-def linear_probe(
-    features: Tensor,
-    labels: Tensor,
-    val_features: Tensor,
-    val_labels: Tensor,
-    epochs: int = 15,
-    lr: float = 1e-3,
-    batch_size: int = 128,
-    seed: int = 0,
-) -> float:
-    """Top-1 accuracy in percent of :func:`linear_predictions`."""
-    predicted = linear_predictions(features, labels, val_features, val_labels, epochs, lr, batch_size, seed)
+def linear_probe(features: Tensor, labels: Tensor, val_features: Tensor, val_labels: Tensor, **settings: Any) -> float:
+    """Top-1 accuracy in percent of :func:`linear_predictions`, which takes the settings."""
+    predicted = linear_predictions(features, labels, val_features, val_labels, **settings)
     return 100 * (predicted == val_labels).float().mean().item()
 
 

@@ -12,6 +12,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from mmdiffrep.diffusion.pixel_sampling import neighbours
+
 METRICS = ('cosine', 'l2')
 
 
@@ -28,10 +30,10 @@ class UpsampledMap:
     def __init__(self, features: Tensor, size: tuple[int, int]) -> None:
         if features.dim() != 3 or min(*features.shape, *size) < 1:
             raise ValueError(f'a map {tuple(features.shape)} and an image of {tuple(size)} do not fit; allowed: (C, h, w) and (H, W)')
-        self.features, self.size = features.to(precision(features)), (int(size[0]), int(size[1]))
+        self.features, self.size = features.double(), (int(size[0]), int(size[1]))
         device = features.device
         axes = [
-            neighbours(torch.arange(side, device=device).to(self.features), cells, side)
+            neighbours(torch.arange(side, device=device), cells, side, torch.float64)
             for side, cells in zip(self.size, features.shape[1:])
         ]
         (self.top, self.bottom, self.down), (self.left, self.right, self.across) = axes
@@ -40,8 +42,8 @@ class UpsampledMap:
         """Features of points (n, 2), x and y in pixels (centres at whole numbers), between pixels too: (n, C)."""
         height, width = self.size
         x, y = points.to(self.features).unbind(1)
-        top, bottom, down = neighbours(y.clamp(0, height - 1), self.features.shape[1], height)
-        left, right, across = neighbours(x.clamp(0, width - 1), self.features.shape[2], width)
+        top, bottom, down = neighbours(y.clamp(0, height - 1), self.features.shape[1], height, torch.float64)
+        left, right, across = neighbours(x.clamp(0, width - 1), self.features.shape[2], width, torch.float64)
         f = self.features
         upper = torch.lerp(f[:, top, left], f[:, top, right], across)
         lower = torch.lerp(f[:, bottom, left], f[:, bottom, right], across)
@@ -90,15 +92,3 @@ class UpsampledMap:
             return products / self.squares.sqrt().clamp(min=1e-12) / vectors.norm(dim=1).clamp(min=1e-12)[:, None, None]
         squares = vectors.square().sum(1)[:, None, None] - 2 * products + self.squares
         return -squares.clamp(min=0).sqrt()
-
-
-def precision(x: Tensor) -> torch.dtype:
-    """Double, where the device has it."""
-    return torch.float32 if x.device.type == 'mps' else torch.float64
-
-
-def neighbours(places: Tensor, cells: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Along one axis: the two cells around each place, and the second one's weight, in the places' precision."""
-    centre = ((places + 0.5) * (cells / side) - 0.5).clamp(0, cells - 1)
-    first = centre.floor().long()
-    return first, (first + 1).clamp(max=cells - 1), centre - first

@@ -2,7 +2,15 @@
 
 from importlib.util import find_spec
 
-from . import adapters, backbones, classification, conditioners, correspondence, denoisers, pretrainers
+from . import (
+    adapters,
+    backbones,
+    classification,
+    conditioners,
+    correspondence,
+    denoisers,
+    pretrainers,
+)
 
 __all__ = ['adapters', 'backbones', 'classification', 'conditioners', 'correspondence', 'denoisers', 'pretrainers']
 

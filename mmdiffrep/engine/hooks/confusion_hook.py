@@ -11,7 +11,7 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 
 from mmdiffrep.registry import HOOKS
-from mmdiffrep.utils.comparison.runs import write
+from mmdiffrep.utils.files import write
 from mmdiffrep.visualization import write_picture
 from mmdiffrep.visualization.confusion import confusion_picture
 

@@ -85,8 +85,9 @@ class LinearProbeHook(Hook):
                 train, val = (self._features(pretrainer, self.sets[name], t) for name in ('train', 'val'))
                 for tap in self.taps:
                     accuracy = linear_probe(
-                        train[0][tap], train[1], val[0][tap], val[1], self.epochs, self.lr, self.batch_size, self.seed
-                    )
+                        train[0][tap], train[1], val[0][tap], val[1],
+                        epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, seed=self.seed,
+                    )  # fmt: skip
                     scores[f'probe/{tap}@{t:g}'] = accuracy
         self.best = max(self.best, scores, key=lambda s: max(s.values(), default=0.0))
         runner.visualizer.add_scalars(scores, step=step)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from typing import Any
 
@@ -11,13 +10,11 @@ from mmengine.dataset import pseudo_collate
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
-from torch import Tensor, nn
 from torch.utils.data import RandomSampler
 
 from mmdiffrep.diffusion.feature_store import FeatureStore, content_key
-from mmdiffrep.openvocab.hashing import tensor_bytes
+from mmdiffrep.models.kept_features import backbone_mark, check_frozen
 from mmdiffrep.registry import HOOKS
-from mmdiffrep.version import __version__
 
 SECONDS = 10  # between messages of progress
 
@@ -154,28 +151,6 @@ def check_order(runner: Any) -> None:
         )
 
 
-def check_frozen(model: Any, who: str = 'a PixelEnsemble') -> None:
-    """ValueError for features that may not be kept, saying why; ``who`` needs them."""
-    for part in ('backbone', 'neck'):
-        trained = [
-            name
-            for name, p in getattr(model, part, nn.Module()).named_parameters()
-            if p.requires_grad
-        ]
-        if trained:
-            raise ValueError(
-                f'the {part} has {len(trained)} trained parameters ({", ".join(trained[:3])} …), so that its features would change with every '
-                f"step, and {who}'s are computed once. Freeze it: DiffusionBackbone(trainable=False, adapter=None), "
-                'ResNet(frozen_stages=4)'
-            )
-    noise = getattr(model.backbone, 'noise', None)
-    if noise is not None and not noise.deterministic:
-        raise ValueError(
-            f"noise=dict(kind='fresh') gives an image other features at every look, and {who}'s are computed once: use "
-            "dict(kind='shared', seed=0) or dict(kind='per_image')"
-        )
-
-
 def check_repeats(first: dict[str, Any], second: dict[str, Any]) -> None:
     """ValueError if a pipeline gives an image differently the second time."""
     same = torch.equal(first['inputs'], second['inputs'])
@@ -190,46 +165,3 @@ def _random(item: dict[str, Any]) -> str:
         f'the pipeline gives {item["data_samples"].metainfo.get("img_path", "an image")} differently each time, and features are computed '
         'once: leave its random transforms out'
     )
-
-
-def backbone_mark(model: Any) -> str:
-    """Names what decides the features of an image: structure, settings, weights, versions, device."""
-    import diffusers
-
-    found = hashlib.sha256()
-    parts: list[Any] = [torch.__version__, diffusers.__version__, __version__]
-    for name in ('backbone', 'neck'):
-        part = getattr(model, name, None)
-        if part is None:
-            continue
-        parts += [repr(part), _settings(part)]
-        tensors: dict[str, Tensor] = dict(part.named_parameters()) | dict(part.named_buffers())
-        for key, value in sorted(tensors.items()):
-            found.update(f'{key} {value.dtype} {value.device.type}'.encode() + tensor_bytes(value))
-    found.update(repr(parts).encode())
-    return found.hexdigest()
-
-
-def _settings(part: Any) -> dict[str, str]:
-    """A DiffusionBackbone's that its repr does not show."""
-    names = (
-        'bgr',
-        'class_id',
-        'amp_dtype',
-        'windows',
-        'taps',
-        'timesteps',
-        'noise',
-        'out_strides',
-        'strides',
-        '_prompts',
-    )
-    told = {name: repr(getattr(part, name)) for name in names if hasattr(part, name)}
-    denoiser = getattr(part, 'denoiser', None)
-    if denoiser is not None:
-        told['weights'], told['schedule'] = (
-            str(denoiser.fingerprint),
-            repr(denoiser.schedule.to_config()),
-        )
-        told['dtype'] = str(next(denoiser.network.parameters()).dtype)
-    return told

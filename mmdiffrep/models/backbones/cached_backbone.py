@@ -15,6 +15,8 @@ from torch import Tensor
 from mmdiffrep.diffusion.feature_store import FeatureStore, content_key
 from mmdiffrep.registry import MODELS
 
+from ..kept_features import backbone_mark, check_frozen
+
 GIB = 2**30
 
 
@@ -89,9 +91,12 @@ class CachedBackbone(BaseModule):
             computed = {key: [m[i] for m in batch] for i, key in enumerate(needed)}
         fresh = {}
         for key, i in missing.items():
-            # a damaged file is computed anew
-            compute = lambda key=key, i=i: computed.get(key) or [m[0] for m in self.backbone(image[i : i + 1])]  # noqa: E731
-            number = store.add(key, size, compute)
+
+            def maps(key: str = key, i: int = i) -> list[Tensor]:
+                # a damaged file is computed anew
+                return computed.get(key) or [m[0] for m in self.backbone(image[i : i + 1])]
+
+            number = store.add(key, size, maps)
             if self.folder is None and not self._room(store):
                 fresh[key] = store.images.pop().maps
             else:
@@ -112,8 +117,6 @@ class CachedBackbone(BaseModule):
 
     def _opened(self) -> FeatureStore:
         if self.store is None:
-            from mmdiffrep.engine.hooks.pixel_features_hook import backbone_mark, check_frozen
-
             model = SimpleNamespace(backbone=self.backbone)
             check_frozen(model, 'a CachedBackbone')
             self.store = FeatureStore(backbone_mark(model), self.folder, self.dtype)

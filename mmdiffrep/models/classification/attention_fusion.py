@@ -59,10 +59,10 @@ class AttentionFusion(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         channels = channels_of(in_channels)
-        if min(num_classes, num_timesteps, dim, depth, heads, pool) < 1 or dim % heads:
+        if min(num_classes, num_timesteps, dim, depth, heads, pool, dim * mlp_ratio) < 1 or dim % heads:
             raise ValueError(
-                f'num_classes={num_classes}, num_timesteps={num_timesteps}, dim={dim}, depth={depth}, heads={heads}, pool={pool} do not '
-                'fit; allowed: whole numbers from 1, dim a multiple of heads'
+                f'num_classes={num_classes}, num_timesteps={num_timesteps}, dim={dim}, depth={depth}, heads={heads}, pool={pool}, '
+                f'mlp_ratio={mlp_ratio} do not fit; allowed: whole numbers from 1, dim a multiple of heads'
             )
         count, rest = divmod(len(channels), num_timesteps)
         if rest or channels != channels[:count] * num_timesteps:
@@ -73,7 +73,8 @@ class AttentionFusion(BaseModule):
         self.num_classes, self.num_timesteps, self.with_cp = num_classes, num_timesteps, with_cp
         self.in_channels = channels[:count]
         self.sizes = [
-            (min(h, pool), min(w, pool)) for h, w in _sizes(count, in_strides, image_size, sizes)
+            (min(h, pool), min(w, pool))
+            for h, w in _sizes(count, num_timesteps, in_strides, image_size, sizes)
         ]
         self.norms = nn.ModuleList(nn.LayerNorm([c, *size]) for c, size in zip(self.in_channels, self.sizes))
         self.projections = nn.ModuleList(nn.Conv2d(c, dim, 1) for c in self.in_channels)
@@ -128,16 +129,20 @@ class Block(nn.Module):
 
 def _sizes(
     count: int,
+    timesteps: int,
     strides: Sequence[int] | None,
     image_size: int | Sequence[int] | None,
     sizes: Sequence[int | Sequence[int]] | None,
 ) -> list[tuple[int, int]]:
     """(height, width) of each tap's map."""
     if sizes is not None:
-        found = [(s, s) if isinstance(s, int) else (s[0], s[1]) for s in sizes]
+        found = [_pair(size) for size in sizes]
     elif strides is not None and image_size is not None:
-        h, w = (image_size, image_size) if isinstance(image_size, int) else image_size
-        found = [(-(-h // s), -(-w // s)) for s in list(strides)[:count]]
+        strides = list(strides)
+        if strides not in (strides[:count], strides[:count] * timesteps):
+            raise ValueError(f'in_strides={strides} are no {timesteps} times those of {count} taps')
+        h, w = _pair(image_size)
+        found = [(-(-h // s), -(-w // s)) for s in strides[:count]]
     else:
         raise ValueError(
             "AttentionFusion normalises maps of a fixed size: give image_size (and, outside of a DiffusionClassifier, in_strides), or each tap's sizes"
@@ -145,3 +150,12 @@ def _sizes(
     if len(found) != count or min(min(pair) for pair in found) < 1:
         raise ValueError(f'sizes={found} do not fit {count} taps; allowed: one (height, width) for each')
     return found
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """A side or (height, width) as the latter."""
+    if isinstance(size, int):
+        return size, size
+    if len(size) != 2:
+        raise ValueError(f'size {list(size)} does not fit; allowed: a side, or (height, width)')
+    return size[0], size[1]

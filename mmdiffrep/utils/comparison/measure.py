@@ -21,10 +21,10 @@ from mmengine.registry import HOOKS, MODELS, init_default_scope
 import mmdiffrep  # noqa: F401  before the toolkits, so that they work with mmcv-lite
 
 from .. import cli
+from ..files import write
 from . import images
 from .flops import count_flops, count_parameters, weight_bytes
 from .memory import kind_of_memory, peak_memory
-from .runs import write
 
 WARM_UP, TIMED, LEAST_SECONDS, MOST = 2, 5, 1.0, 50  # calls that are (not) timed
 

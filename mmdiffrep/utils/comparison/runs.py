@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..files import write
 from . import logs
 from .entries import Entry, can_test
 
@@ -114,16 +114,6 @@ def load_kept(file: Path, key: str) -> dict[str, Any] | None:
 def keep(file: Path, key: str, content: dict[str, Any], **more: Any) -> None:
     """Keep the content under a key, in the place of what the file held."""
     write(file, json.dumps(dict(key=key, **more, content=content), indent=1))
-
-
-def write(file: Path, content: str | bytes) -> None:
-    """The file appears whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f'.{file.name}.{os.getpid()}.tmp')
-    if isinstance(content, str):
-        content = content.encode()
-    temporary.write_bytes(content)
-    temporary.replace(file)
 
 
 def _train(entry: Entry, seed: int, own: Path, tools: Path) -> Result:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mmdiffrep.evaluation.probes import agreement, effective_rank
 
-from ..comparison.runs import load_kept, write
+from ..comparison.runs import load_kept
+from ..files import write
 from .network import SweepNetwork
 from .tasks import Correspondence, Task
 
@@ -58,7 +59,7 @@ class Plan:
 
 def check_memory(task: Task, channels: Sequence[int], gib: float) -> float:
     """GiB of the features that are kept at once; ValueError beyond ``gib``."""
-    rows = task.rows('train') + task.rows('val') + min(task.rows('val'), AGREEING * max(1, task.rows('val') // max(1, task.count('val'))))
+    rows = task.rows('train') + 2 * task.rows('val')  # with the second draw, of all of them at most
     width = len(channels) if isinstance(task, Correspondence) else sum(channels)
     needed = 2 * rows * width * 4 / GIB  # gathered in parts, then joined
     if needed > gib:

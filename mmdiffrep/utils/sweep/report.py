@@ -14,7 +14,7 @@ from mmdiffrep.evaluation.probes import spearman
 from mmdiffrep.visualization import write_picture
 from mmdiffrep.visualization.heatmap import heatmap
 
-from ..comparison.runs import write
+from ..files import write
 from ..taps import format_table
 from .cells import Cell
 

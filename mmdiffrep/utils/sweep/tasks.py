@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,30 +26,30 @@ Rows = list[Tensor]  # each tap's (n, C)
 PROBES = ('linear', 'knn', 'logistic', 'segmentation', 'correspondence')
 
 
-class Task:
+class Task(ABC):
     """Images, what is kept of their maps, and how that is scored."""
 
     metric: str
 
+    @abstractmethod
     def batches(self, part: str) -> Iterator[tuple[Tensor, Any]]:
         """Preprocessed images (B, 3, H, W) of ``'train'`` or ``'val'``, and what belongs to them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def count(self, part: str) -> int:
         """How many images."""
-        raise NotImplementedError
 
+    @abstractmethod
     def keep(self, maps: Sequence[Tensor], about: Any, size: tuple[int, int]) -> Rows:
         """A batch's maps -> the rows that are kept of each."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rows(self, part: str) -> int:
         """At most so many rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, train: Tensor | None, val: Tensor, seed: int) -> float:
         """Of one tap's rows."""
-        raise NotImplementedError
 
     def pixels(self, images: Tensor) -> list[Tensor]:
         """Maps that hold the colours alone, to compare with."""
@@ -60,20 +61,17 @@ class FromConfig(Task):
 
     def __init__(self, cfg: Any, train: int | None, val: int | None, batch_size: int, device: str) -> None:
         self.batch_size = batch_size
-        preprocessor = dict(cfg.model.get('data_preprocessor') or dict(type='mmengine.ImgDataPreprocessor', bgr_to_rgb=True))
-        if preprocessor.get('type', '').endswith('SegDataPreProcessor'):
-            preprocessor.update(size=None, size_divisor=None, test_cfg=None)
-        self.preprocessor = MODELS.build(preprocessor).to(device)
+        self.preprocessor = _preprocessor(cfg, device)
         self.data = {'train': _spread(self._dataset(cfg, 'train'), train), 'val': _spread(self._dataset(cfg, 'val'), val)}
 
+    @abstractmethod
     def _dataset(self, cfg: Any, part: str) -> Any:
-        raise NotImplementedError
+        """The images of ``'train'`` or ``'val'``."""
 
     def count(self, part: str) -> int:
         return len(self.data[part])
 
     def batches(self, part: str) -> Iterator[tuple[Tensor, Any]]:
-        self.number = 0
         for batch in DataLoader(self.data[part], self.batch_size, collate_fn=pseudo_collate):
             data = self.preprocessor(batch, False)
             yield data['inputs'], data['data_samples']
@@ -174,10 +172,7 @@ class Correspondence(Task):
             raise FileNotFoundError(f'--pairs {file}: no such file; expected a list of pairs with source_points and target_points')
         self.pairs = json.loads(path.read_text())[:count]
         self.folder, self.alpha, self.metric = path.parent / 'images', alpha, f'PCK@{alpha:g} per point (target box), %'
-        preprocessor = dict(cfg.model.get('data_preprocessor') or dict(type='mmengine.ImgDataPreprocessor', bgr_to_rgb=True))
-        if preprocessor.get('type', '').endswith('SegDataPreProcessor'):
-            preprocessor.update(size=None, size_divisor=None, test_cfg=None)
-        self.preprocessor = MODELS.build(preprocessor).to(device)
+        self.preprocessor = _preprocessor(cfg, device)
 
     def count(self, part: str) -> int:
         return 2 * len(self.pairs) if part == 'val' else 0
@@ -240,6 +235,14 @@ def make_task(cfg: Any, args: Any) -> Task:
     if segments:
         return Segmentation(*common, epochs=args.epochs, pixels=args.pixels)
     return Classification(*common, probe=probe, epochs=args.epochs)
+
+
+def _preprocessor(cfg: Any, device: str) -> Any:
+    """The config's data preprocessor, without padding."""
+    found = dict(cfg.model.get('data_preprocessor') or dict(type='mmengine.ImgDataPreprocessor', bgr_to_rgb=True))
+    if str(found.get('type')).endswith('SegDataPreProcessor'):
+        found.update(size=None, size_divisor=None, test_cfg=None)
+    return MODELS.build(found).to(device)
 
 
 def _spread(data: Any, count: int | None) -> Any:
