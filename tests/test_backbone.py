@@ -127,6 +127,20 @@ def test_draws_are_averaged(build):
     assert not torch.equal(singles[0]['mid_block'], singles[1]['mid_block'])
 
 
+@pytest.mark.parametrize('looks, expected', [(1, [2] * 5), (4, [4, 4, 2]), (64, [10])])
+def test_draws_go_through_the_network_together(build, looks, expected):
+    """Two images and five draws: as many noised images at once as allowed, the same maps."""
+    backbone = build(noise=dict(kind='per_image', draws=5), looks=looks)
+    seen = []
+    backbone.denoiser.network.conv_in.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    one_by_one = build(noise=dict(kind='per_image', draws=5), looks=1)
+    for got, want in zip(backbone(picture()), one_by_one(picture())):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert seen == expected
+    with pytest.raises(ValueError, match='looks=0'):
+        build(looks=0)
+
+
 @pytest.mark.parametrize('dtype, tolerance', [('fp16', 0.01), ('bf16', 0.06)])
 def test_low_precision_is_close(build, dtype, tolerance):
     expected, low = build()(picture()), build(dtype=dtype)

@@ -57,6 +57,29 @@ def build(small_sd_config, small_dit_config):
     return make
 
 
+@pytest.mark.parametrize('family', ['sd', 'dit'])
+def test_several_draws_look_together_at_what_the_autoencoder_saw_once(build, family):
+    noise = dict(kind='shared', draws=3)
+    options = dict(class_id=3) if family == 'dit' else {}
+    together, alone = (
+        build(family, noise=noise, denoiser=dict(latent='sample'), looks=looks, **options) for looks in (6, 1)
+    )
+    encoded = []
+    together.denoiser.vae.encoder.register_forward_hook(lambda *_: encoded.append(1))
+    for images in (picture(), picture(1, 3, 16, 24)):
+        for got, want in zip(together(images), alone(images)):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert len(encoded) == 2
+
+
+def test_a_condition_is_repeated_with_its_batch():
+    told = Condition(
+        class_ids=torch.tensor([5]), tokens=torch.zeros(1, 2, 3), time_bias=torch.tensor([[1.0], [2.0]])
+    ).repeated(3)
+    assert told.class_ids.tolist() == [5] * 3 and told.tokens.shape == (1, 2, 3)
+    assert told.time_bias.flatten().tolist() == [1, 2] * 3
+
+
 # ---- maps -----------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
@@ -14,6 +14,17 @@ class Condition:
     class_ids: Tensor | None = None  # (B,) long
     tokens: Tensor | None = None  # (B or 1, L, D) embedded text
     time_bias: Tensor | None = None  # (B or 1, D) added to the time embedding
+
+    def repeated(self, times: int) -> Condition:
+        """The same for a batch that is repeated as a whole."""
+        told = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            # what is said once to all images stays so; class ids are one an image
+            if value is not None and (len(value) > 1 or field.name == 'class_ids'):
+                value = value.repeat(times, *[1] * (value.dim() - 1))
+            told[field.name] = value
+        return Condition(**told)
 
 
 @dataclass

@@ -14,6 +14,8 @@ from .denoiser import Denoiser
 from .noise import LATENT_STREAM, NoisePolicy, image_key
 from .taps import PROBS, VARYING, TapInfo
 
+LOOKS = 8
+
 
 class FeatureExtractor:
     """Reads a denoiser's taps for images in [-1, 1].
@@ -23,6 +25,7 @@ class FeatureExtractor:
         taps: tap strings or paper aliases, each place once.
         timesteps: one or several, in the schedule's units.
         noise: which noise; its draws are averaged.
+        looks: so many noised images go into the network at once where an image has several draws.
 
     The maps come t-major: every tap at the first timestep, then at the second. Taps of an autoencoder do not depend on the
     timestep; they are read once and stand among the first timestep's.
@@ -37,8 +40,12 @@ class FeatureExtractor:
         taps: Sequence[str],
         timesteps: float | Sequence[float] = 50,
         noise: NoisePolicy | None = None,
+        looks: int = LOOKS,
     ) -> None:
+        if not isinstance(looks, int) or looks < 1:
+            raise ValueError(f'looks={looks!r}: give a whole number of at least 1')
         self.denoiser = denoiser
+        self.looks = looks
         self.noise = noise or NoisePolicy()
         self.taps = _distinct(denoiser, listed(taps))
         self.timesteps = _checked(denoiser, timesteps)
@@ -108,19 +115,39 @@ class FeatureExtractor:
         self, latent: Latent, timestep: float, keys: list[int] | None, condition: Condition | None
     ) -> list[Tensor]:
         """The moving taps' maps at one timestep, averaged over the draws of noise."""
-        shape = tuple(latent.mean.shape)
-        t = torch.full((shape[0],), timestep, device=latent.mean.device)
+        batch = latent.mean.shape[0]
+        # several draws of a small batch fill a device as one large batch does; the autoencoder is not asked again
+        together = max(1, min(self.noise.draws, self.looks // batch))
         total: list[Tensor] = []
-        for draw in range(self.noise.draws):
-            x0 = latent.mean
-            if latent.std is not None:
-                x0 = latent.draw(self.noise.draw(shape, draw + LATENT_STREAM, keys))  # type: ignore[arg-type]
-            noise = self.noise.draw(shape, draw, keys)  # type: ignore[arg-type]
-            x_t = x0 if noise is None else self.denoiser.schedule.add_noise(x0, noise.to(x0), t)
-            found = self.look(x_t, t, condition)
+        for start in range(0, self.noise.draws, together):
+            draws = range(start, min(start + together, self.noise.draws))
+            t = torch.full((batch * len(draws),), timestep, device=latent.mean.device)
+            x_t = torch.cat([self._noised(latent, timestep, draw, keys) for draw in draws])
+            told = (
+                condition
+                if condition is None or len(draws) == 1
+                else condition.repeated(len(draws))
+            )
+            found = self.look(x_t, t, told)
+            for name in self.moving:
+                maps = found[name]
+                if len(draws) > 1:
+                    found[name] = maps.view(len(draws), batch, *maps.shape[1:]).sum(0)
             maps = [found[name] for name in self.moving]
             total = maps if not total else [a + b for a, b in zip(total, maps)]
         return [x / self.noise.draws for x in total] if self.noise.draws > 1 else total
+
+    def _noised(self, latent: Latent, timestep: float, draw: int, keys: list[int] | None) -> Tensor:
+        """x_t of the batch with one draw of the noise."""
+        shape = tuple(latent.mean.shape)
+        x0 = latent.mean
+        if latent.std is not None:
+            x0 = latent.draw(self.noise.draw(shape, draw + LATENT_STREAM, keys))  # type: ignore[arg-type]
+        noise = self.noise.draw(shape, draw, keys)  # type: ignore[arg-type]
+        if noise is None:
+            return x0
+        t = torch.full((shape[0],), timestep, device=x0.device)
+        return self.denoiser.schedule.add_noise(x0, noise.to(x0), t)
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:

@@ -12,7 +12,7 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from mmdiffrep.diffusion.denoiser import Condition, Denoiser
-from mmdiffrep.diffusion.extraction import FeatureExtractor, listed
+from mmdiffrep.diffusion.extraction import LOOKS, FeatureExtractor, listed
 from mmdiffrep.diffusion.noise import NoisePolicy, image_key
 from mmdiffrep.registry import MODELS
 
@@ -60,6 +60,7 @@ class DiffusionBackbone(RgbInput, BaseModule):
         windows: ``dict(size=512, batch=8)``: look at square windows of min(size, short side), each resized to ``size``, ``batch`` at
             once; the adapter's maps (the raw ones without an adapter) are stitched, see :class:`Windows`. Noise, conditioner and
             adapter get each window alone; a window's ``per_image`` noise is seeded by its own pixels. None: the whole image.
+        looks: with several draws of noise: so many noised images go through the network at once. Less memory, the same maps: 1.
         keep_taps: further taps behind which the network is not cut, for whoever reads them.
         pretrained: not used, with a warning: what mmseg hands down from a stock config's ``model.pretrained``.
 
@@ -86,6 +87,7 @@ class DiffusionBackbone(RgbInput, BaseModule):
         class_id: int | None = None,
         conditioner: Mapping[str, Any] | None = None,
         windows: Mapping[str, Any] | None = None,
+        looks: int = LOOKS,
         keep_taps: Sequence[str] = (),
         pretrained: str | None = None,
         init_cfg: dict | None = None,
@@ -111,7 +113,9 @@ class DiffusionBackbone(RgbInput, BaseModule):
                 f'{network.image_channels} channels: give one number for each'
             )
         # no module, so that the frozen network stays outside the module tree
-        self.extractor = FeatureExtractor(network, taps, timesteps, NoisePolicy(**(noise or {})))
+        self.extractor = FeatureExtractor(
+            network, taps, timesteps, NoisePolicy(**(noise or {})), looks
+        )
         self.amp_dtype = set_up(network, taps, trainable, with_cp, dtype, channels_last)
         trained = [''] if trainable is True else list(trainable or [])
         self.holder = DenoiserHolder(network, trained)

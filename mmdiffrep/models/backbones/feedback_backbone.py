@@ -95,7 +95,8 @@ class _TwoLooks(FeatureExtractor):
 
     def __init__(self, backbone: FeedbackBackbone) -> None:
         plain = backbone.extractor
-        super().__init__(plain.denoiser, plain.taps, plain.timesteps, plain.noise)
+        # one draw at once: BatchNorm in the feedback nets must not see several draws of an image as several images
+        super().__init__(plain.denoiser, plain.taps, plain.timesteps, plain.noise, looks=1)
         self.backbone = [backbone]  # in a list: no module in the module tree
 
     def look(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> dict[str, Tensor]:
