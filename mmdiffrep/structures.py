@@ -1,4 +1,4 @@
-"""Data samples of tasks that no toolkit has: classes of images, pairs of images."""
+"""Data samples of tasks that no toolkit has: classes of images, pairs of images, videos."""
 
 from __future__ import annotations
 
@@ -15,3 +15,7 @@ class PairSample(BaseDataElement):
     Metainfo: ``source_path``, ``target_path``, ``source_shape``, ``target_shape`` (H, W), ``source_box``, ``target_box``
     (x1, y1, x2, y2 or None), ``category``.
     """
+
+
+class VideoSample(BaseDataElement):
+    """Metainfo: ``video``, ``frames`` and ``masks`` (files); after prediction ``pred_masks``, for each frame (H, W) uint8."""

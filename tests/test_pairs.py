@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 import mmdiffrep  # noqa: F401
 from mmdiffrep.datasets import KeypointPairs, PFPascalDataset, PFWillowDataset, SPairDataset
 from mmdiffrep.evaluation import PCK
-from mmdiffrep.models.correspondence.point_matcher import joined
+from mmdiffrep.models.correspondence.looking import joined
 from mmdiffrep.registry import MODELS
 from mmdiffrep.structures import PairSample
 

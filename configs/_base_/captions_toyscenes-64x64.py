@@ -7,8 +7,18 @@ train_root = 'data/toyscenes-pretrain'
 _colours = ['red', 'orange', 'yellow', 'green', 'blue', 'purple']
 _shapes = ['disc', 'square', 'triangle', 'star', 'ring', 'cross']
 class_names = [f'{colour} {shape}' for colour in _colours for shape in _shapes]
-vocabulary = [*class_names, 'a an and in front of , plain striped dotted checked sky water grass sand road brick wood']
-held_out = ['red star', 'orange ring', 'yellow cross', 'green disc', 'blue square', 'purple triangle']
+vocabulary = [
+    *class_names,
+    'a an and in front of , plain striped dotted checked sky water grass sand road brick wood',
+]
+held_out = [
+    'red star',
+    'orange ring',
+    'yellow cross',
+    'green disc',
+    'blue square',
+    'purple triangle',
+]
 train_dataloader = dict(
     batch_size=64,
     num_workers=0,
@@ -36,13 +46,20 @@ val_dataloader = dict(
         min_side=12,
         class_names=class_names,
         sources=[
-            dict(ann_file=f'{data_root}/annotations/instances_{split}.json', img_dir=f'{data_root}/images/{split}')
+            dict(
+                ann_file=f'{data_root}/annotations/instances_{split}.json',
+                img_dir=f'{data_root}/images/{split}',
+            )
             for split in ('val', 'val_heldout')
         ],
     ),
 )
 val_evaluator = dict(
-    type='mmdiffrep.ZeroShotAccuracy', class_names=class_names, held_out=held_out, parts=['colour', 'shape'])
+    type='mmdiffrep.ZeroShotAccuracy',
+    class_names=class_names,
+    held_out=held_out,
+    parts=['colour', 'shape'],
+)
 val_cfg = dict()
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator

@@ -2,7 +2,14 @@
 _base_ = ['pretrain_small.py']
 data_root = 'data/toyscenes-pretrain'
 # the last two were in no training picture
-prompts = ['a red disc', 'a blue star', 'a yellow square', 'a purple ring', 'a red star', 'a green disc']
+prompts = [
+    'a red disc',
+    'a blue star',
+    'a yellow square',
+    'a purple ring',
+    'a red star',
+    'a green disc',
+]
 train_dataloader = dict(
     batch_size=16,
     dataset=dict(
@@ -24,7 +31,9 @@ val_dataloader = dict(
     collate_fn=dict(type='default_collate'),
     dataset=dict(
         type='mmdiffrep.ImageCaptions',
-        sources=dict(ann_file=f'{data_root}/annotations/captions_val.json', img_dir=f'{data_root}/images/val'),
+        sources=dict(
+            ann_file=f'{data_root}/annotations/captions_val.json', img_dir=f'{data_root}/images/val'
+        ),
         size=64,
         random=False,
     ),
@@ -34,6 +43,13 @@ val_cfg = dict()
 custom_hooks = [
     dict(type='EMAHook', ema_type='MomentumAnnealingEMA', momentum=0.002, gamma=10),
     dict(type='mmdiffrep.SaveDiffusersHook', interval=500, dtype='fp16'),
-    dict(type='mmdiffrep.SampleHook', interval=1000, count=6, steps=30, guidance_scale=3.0, prompts=prompts),
+    dict(
+        type='mmdiffrep.SampleHook',
+        interval=1000,
+        count=6,
+        steps=30,
+        guidance_scale=3.0,
+        prompts=prompts,
+    ),
     dict(type='mmdiffrep.RandomStateHook'),
 ]

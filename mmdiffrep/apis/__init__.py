@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = dict(
+    Matcher='matcher',
     OpenVocabInferencer='open_vocab_inferencer',
     PseudoLabels='pseudo_labels',
     ResultFolder='segmentation_result',

@@ -4,13 +4,30 @@ from importlib.util import find_spec
 
 from .captions import ImageCaptions
 from .classification import ImageClassification
+from .cub import CUBPairs
+from .davis import DavisDataset
 from .few_labels import LabelSubset
+from .hpatches import HPatchesDataset
 from .images import ImageFolder
 from .instance_crops import InstanceCrops
 from .labelled_pixels import LabelledPixels
 from .pairs import KeypointPairs, PFPascalDataset, PFWillowDataset, SPairDataset
 
-__all__ = ['ImageCaptions', 'ImageClassification', 'ImageFolder', 'InstanceCrops', 'KeypointPairs', 'LabelSubset', 'LabelledPixels', 'PFPascalDataset', 'PFWillowDataset', 'SPairDataset']
+__all__ = [
+    'CUBPairs',
+    'DavisDataset',
+    'HPatchesDataset',
+    'ImageCaptions',
+    'ImageClassification',
+    'ImageFolder',
+    'InstanceCrops',
+    'KeypointPairs',
+    'LabelSubset',
+    'LabelledPixels',
+    'PFPascalDataset',
+    'PFWillowDataset',
+    'SPairDataset',
+]
 
 if find_spec('mmseg') is not None:
     from .label_transforms import CheckLabels, IgnoreSmallClasses

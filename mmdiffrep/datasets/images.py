@@ -186,6 +186,26 @@ def decode(data: bytes) -> np.ndarray | None:
         return None
 
 
+def read_image(path: str | Path, whose: str = '') -> np.ndarray:
+    """A file as BGR (H, W, 3) uint8.
+
+    Args:
+        whose: said with the file when it cannot be read, e.g. ``'pair 3 of pairs.json'``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no image that can be read.
+    """
+    path = Path(path)
+    of = f' ({whose})' if whose else ''
+    if not path.is_file():
+        raise FileNotFoundError(f'image {path}{of}: no such file')
+    image = decode(path.read_bytes())
+    if image is None:
+        raise ValueError(f'{path}{of} is no image that can be read: damaged, or of a format that OpenCV does not know')
+    return image
+
+
 def resize_short_side(image: np.ndarray, short_side: int) -> np.ndarray:
     height, width = image.shape[:2]
     scale = short_side / min(height, width)

@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from mmdiffrep.registry import DATASETS
 from mmdiffrep.structures import PairSample
+
+from .images import read_image
 
 
 @DATASETS.register_module()
@@ -89,9 +90,7 @@ class KeypointPairs(Dataset):
         images, info = {}, dict(pair_id=index, category=pair.get('category'))
         for side in ('source', 'target'):
             path = self.root / self.img_dir / pair[side]
-            image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
-            if image is None:
-                raise FileNotFoundError(f'{path} of pair {index} of {self.file} is not there, or no image')
+            image = read_image(path, f'pair {index} of {self.file}')
             images[side] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
             info.update({f'{side}_path': str(path), f'{side}_shape': image.shape[:2], f'{side}_box': pair.get(f'{side}_box')})
         sample = PairSample(metainfo=info)

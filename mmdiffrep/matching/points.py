@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .upsampled import UpsampledMap
+from .vectors import nearest
 
 PIXELS = 2**24  # scores at once: 128 MiB
 
@@ -123,8 +124,6 @@ def dense_flow(source: Tensor, target: Tensor, metric: str = 'cosine') -> tuple[
         flow (2, h, w): by how much x and y grow, as shares of the image's width and height (resize the flow, then multiply by the
         size in pixels); score (h, w).
     """
-    from .vectors import nearest
-
     rows, columns = target.shape[1:]
     h, w = source.shape[1:]
     best, scores = nearest(source.flatten(1).t(), target.flatten(1).t(), metric)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -73,3 +75,51 @@ class Propagation:
         y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing='ij')
         y, x = y.flatten(), x.flatten()
         return ((y[:, None] - y[None]).abs() <= self.radius) & ((x[:, None] - x[None]).abs() <= self.radius)
+
+
+@torch.no_grad()
+def follow(
+    features: Callable[[Tensor], Tensor], frames: Iterable[Tensor], first: np.ndarray, state: Propagation
+) -> Iterator[np.ndarray]:
+    """The first frame's objects in every frame.
+
+    Labels are carried at the features' own resolution, resized bilinearly to the frame, each object's stretched to 0 … 1, and the
+    largest is taken.
+
+    Args:
+        features: a frame's map (C, h, w).
+        frames: (3, H, W) each, read one after the other.
+        first: objects (H, W) of the first frame, 0 … K; 0 is none.
+        state: how labels are carried.
+
+    Yields:
+        Objects (H, W) uint8, frame after frame; the first as given.
+
+    Raises:
+        ValueError: a mask of another size than the first frame's, or that shows no object.
+    """
+    for number, frame in enumerate(frames):
+        size = (frame.shape[-2], frame.shape[-1])
+        if not number and (first.shape != size or not first.any()):
+            raise ValueError(
+                f'the first mask is {first.shape} with objects {np.unique(first).tolist()}, the first frame {size}: it must have its size, '
+                'and objects numbered from 1'
+            )
+        m = features(frame)
+        if not number:
+            labels = F.one_hot(torch.from_numpy(first.astype(np.int64)), int(first.max()) + 1)
+            # the share of each object in a cell
+            shares = F.adaptive_avg_pool2d(labels.permute(2, 0, 1).float(), m.shape[-2:])
+            state.start(m, shares.to(m.device))
+            yield first.astype(np.uint8)
+        else:
+            yield _objects(state.step(m), size)
+
+
+def _objects(soft: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Soft labels (K, h, w) -> object numbers (H, W) of the frame."""
+    large = F.interpolate(soft[None], size, mode='bilinear', align_corners=False)[0].flatten(1)
+    low, high = large.min(1, keepdim=True).values, large.max(1, keepdim=True).values
+    # an object that has shrunk still reaches 1 somewhere; one that has gone stays at 0
+    stretched = torch.where(high > 0, (large - low) / (high - low).clamp(min=1e-12), large)
+    return stretched.argmax(0).view(size).cpu().numpy().astype(np.uint8)

@@ -7,36 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
-import torch
 from torch import Tensor
+
+from mmdiffrep.matching.components import principal_components
 
 from .canvas import contact_sheet
 
 GREY = 0.5  # of a component that does not vary
-
-
-def principal_components(samples: Tensor, count: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """The directions in which samples (N, C) vary most.
-
-    Returns:
-        mean (C,), components (k, C) of unit length, variances (k,) in falling order, with k = min(count, N, C). A
-        component's largest entry is positive, so that the same samples always give the same signs.
-
-    Raises:
-        ValueError: ``samples`` is not a matrix with at least one row, or not finite.
-    """
-    if samples.dim() != 2 or not samples.numel():
-        raise ValueError(f'samples must be (N, C), got {tuple(samples.shape)}')
-    x = samples.detach().double().cpu()
-    if not x.isfinite().all():
-        raise ValueError('samples hold NaN or infinity: the features overflowed (fp16?)')
-    mean = x.mean(0)
-    x = x - mean
-    variances, vectors = torch.linalg.eigh(x.T @ x / len(x))  # rising order, columns
-    k = min(count, *x.shape)
-    components = vectors.T.flip(0)[:k]
-    largest = components.gather(1, components.abs().argmax(1, keepdim=True))
-    return mean, components * largest.sign(), variances.flip(0)[:k].clamp(min=0)
 
 
 def pca_rgb(maps: Tensor, shared: bool = True, spread: float = 1.0) -> np.ndarray:

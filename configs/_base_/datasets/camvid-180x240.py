@@ -11,7 +11,7 @@ train_dataloader = dict(
             dict(type='RandomFlip', prob=0.5),
             dict(type='mmseg.PackSegInputs'),
         ]
-    )
+    ),
 )
 val_dataloader = dict(
     dataset=dict(

@@ -2,9 +2,7 @@
 # Download: https://openaipublic.blob.core.windows.net/diffusion/jul-2021/256x256_diffusion_uncond.pt (2.2 GB)
 backbone = dict(
     type='mmdiffrep.DiffusionBackbone',
-    denoiser=dict(
-        type='mmdiffrep.PixelUNet', pretrained='checkpoints/256x256_diffusion_uncond.pt'
-    ),
+    denoiser=dict(type='mmdiffrep.PixelUNet', pretrained='checkpoints/256x256_diffusion_uncond.pt'),
     taps=['adm:out.2', 'adm:out.5', 'adm:out.8', 'adm:out.11'],
     timesteps=50,
     noise=dict(kind='shared', seed=0),

@@ -2,9 +2,7 @@
 _base_ = ['segmentor.py']
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
-    neck=dict(
-        type='mmseg.FPN', in_channels=[256, 256, 256, 256], out_channels=128, num_outs=4
-    ),
+    neck=dict(type='mmseg.FPN', in_channels=[256, 256, 256, 256], out_channels=128, num_outs=4),
     decode_head=dict(
         type='mmseg.FPNHead',
         in_channels=[128, 128, 128, 128],

@@ -1,7 +1,13 @@
 # mmdet's panoptic Mask2Former, with the decoders and losses of mmseg's; the backbone comes from another file.
 _base_ = ['mask2former.py']
 head = _base_.model.decode_head
-OWN = ('type', 'num_classes', 'align_corners', 'loss_cls', 'train_cfg')  # what mmdet's says otherwise
+OWN = (
+    'type',
+    'num_classes',
+    'align_corners',
+    'loss_cls',
+    'train_cfg',
+)  # what mmdet's says otherwise
 preprocessor = dict(
     type='mmdet.DetDataPreprocessor',
     mean=[123.675, 116.28, 103.53],

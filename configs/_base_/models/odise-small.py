@@ -14,7 +14,9 @@ model = dict(
     ),
     text=dict(encoder=dict(kind='open_clip', name=toy_clip)),
     # it was trained on bare names, and on things that fill its input
-    clip=dict(kind='attention', name=toy_clip, templates='none', image_size=128, alpha=0.3, beta=0.7),
+    clip=dict(
+        kind='attention', name=toy_clip, templates='none', image_size=128, alpha=0.3, beta=0.7
+    ),
     train_cfg=_base_.model.train_cfg,
     test_cfg=dict(object_mask_thr=0.0, overlap_thr=0.8, max_per_image=30),
 )

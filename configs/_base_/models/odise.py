@@ -1,7 +1,12 @@
 # ODISE's mask generator: mmdet's panoptic Mask2Former, whose masks are named by text embeddings. Xu et al., CVPR 2023.
 _base_ = ['mask2former-panoptic.py']
 stock = _base_.model.panoptic_head
-CLOSED = ('type', 'num_things_classes', 'num_stuff_classes', 'loss_cls')  # of a fixed list of classes
+CLOSED = (
+    'type',
+    'num_things_classes',
+    'num_stuff_classes',
+    'loss_cls',
+)  # of a fixed list of classes
 model = dict(
     _delete_=True,
     type='mmdiffrep.OpenVocabSegmentor',

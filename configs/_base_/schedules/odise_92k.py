@@ -6,7 +6,12 @@ max_iters = 92188
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=250),
     dict(
-        type='MultiStepLR', by_epoch=False, begin=0, end=max_iters, milestones=[81955, 88777], gamma=0.1
+        type='MultiStepLR',
+        by_epoch=False,
+        begin=0,
+        end=max_iters,
+        milestones=[81955, 88777],
+        gamma=0.1,
     ),
 ]
 train_cfg = dict(max_iters=max_iters, val_interval=5000)

@@ -2,9 +2,10 @@
 
 from .cached_backbone import CachedBackbone
 from .clip_backbone import ClipBackbone
+from .dense_sift import DenseSift
 from .diffusion_backbone import DiffusionBackbone
 from .feedback_backbone import FeedbackBackbone
 from .raw_pixels import RawPixels
 from .timm_backbone import TimmBackbone
 
-__all__ = ['CachedBackbone', 'ClipBackbone', 'DiffusionBackbone', 'FeedbackBackbone', 'RawPixels', 'TimmBackbone']
+__all__ = ['CachedBackbone', 'ClipBackbone', 'DenseSift', 'DiffusionBackbone', 'FeedbackBackbone', 'RawPixels', 'TimmBackbone']

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Subset
 from mmdiffrep.diffusion.pixel_sampling import sample_pixels
 from mmdiffrep.evaluation.linear_probe import linear_predictions, linear_probe
 from mmdiffrep.evaluation.probes import knn_probe, logistic_probe
+from mmdiffrep.matching import match_points
 from mmdiffrep.registry import DATASETS, MODELS
 
 Rows = list[Tensor]  # each tap's (n, C)
@@ -161,9 +162,10 @@ class Segmentation(FromConfig):
 
 
 class Correspondence(Task):
-    """PCK@α per point of nearest neighbours by cosine: pairs of images with points, as ``tools/make_toyscenes.py`` writes them.
+    """PCK@α per point by cosine, as ``mmdiffrep.PointMatcher`` and ``mmdiffrep.PCK`` measure it: pairs of images with points, as
+    ``tools/make_toyscenes.py`` writes them.
 
-    A point is right if the centre of the target's nearest cell lies within α · max(height, width) of the target's box.
+    A point is right if the pixel that is most alike lies within α · max(height, width) of the target's box.
     """
 
     def __init__(self, cfg: Any, file: str, count: int | None, device: str, alpha: float = 0.1) -> None:
@@ -192,19 +194,12 @@ class Correspondence(Task):
 
     def keep(self, maps: Sequence[Tensor], about: Any, size: tuple[int, int]) -> Rows:
         """Each point's distance to its match, in units of the box's longer side: (points, 1)."""
-        x, y = torch.tensor(about['source_points'], dtype=torch.float64).T
-        target = torch.tensor(about['target_points'], dtype=torch.float64)
+        points = torch.tensor(about['source_points'], dtype=torch.float32)
+        target = torch.tensor(about['target_points'], dtype=torch.float32)
         box = about['target_box']
         found = []
         for m in maps:
-            # pixel centres are at whole numbers
-            at = sample_pixels([m[0].permute(1, 2, 0).cpu().contiguous()], y.clamp(0, size[0] - 1), x.clamp(0, size[1] - 1), size)
-            cells = F.normalize(m[1].float().flatten(1).t().cpu(), dim=1)
-            best = (F.normalize(at, dim=1) @ cells.t()).argmax(1)
-            rows, columns = m.shape[-2:]
-            match = torch.stack(
-                [(best % columns + 0.5) * size[1] / columns - 0.5, (best // columns + 0.5) * size[0] / rows - 0.5], 1
-            )
+            match = match_points(m[0].cpu(), m[1].cpu(), points, size, size).points
             distance = (match - target).norm(dim=1) / max(box[2] - box[0], box[3] - box[1])
             found.append(distance[:, None].float())
         return found
