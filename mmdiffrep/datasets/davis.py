@@ -20,8 +20,8 @@ class DavisDataset(Dataset):
     """DAVIS 2017 (Pont-Tuset et al. 2017) as it is unpacked: ``JPEGImages/480p/VIDEO/*.jpg``, ``Annotations/480p/VIDEO/*.png``,
     ``ImageSets/2017/val.txt``.
 
-    An item is a video: ``dict(inputs=dict(frames=[files], first_mask: (H, W) uint8), data_samples=VideoSample)``; frames are read
-    one at a time by who follows the objects.
+    An item is a video: ``dict(inputs=dict(first_mask: (H, W) uint8), data_samples=VideoSample)``; the frames that the sample names are
+    read one at a time by who follows the objects.
 
     Args:
         data_root: its folder (``DAVIS``).
@@ -64,7 +64,7 @@ class DavisDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         name, frames, masks = self.videos[index]
         sample = VideoSample(metainfo=dict(video=name, frames=[str(p) for p in frames], masks=[str(p) for p in masks]))
-        return dict(inputs=dict(frames=[str(p) for p in frames], first_mask=read_mask(masks[0])), data_samples=sample)
+        return dict(inputs=dict(first_mask=read_mask(masks[0])), data_samples=sample)
 
 
 def read_mask(path: str | Path) -> np.ndarray:

@@ -46,8 +46,8 @@ class LabelPropagator(FeatureModel):
         """A batch of videos -> their samples with ``pred_masks``: for each frame (H, W) uint8, object numbers."""
         if mode != 'predict':
             raise ValueError(f"mode={mode!r}: nothing is trained here; allowed: 'predict'")
-        for paths, first, sample in zip(inputs['frames'], inputs['first_mask'], data_samples):
-            frames = (as_rgb(read_image(path)[..., ::-1]) for path in paths)
+        for first, sample in zip(inputs['first_mask'], data_samples):
+            frames = (as_rgb(read_image(path)[..., ::-1]) for path in sample.frames)
             sample.set_metainfo(dict(pred_masks=list(self.propagate(frames, np.asarray(first)))))
         return data_samples
 
