@@ -74,10 +74,11 @@ def draw_spreads(
     axes.set_xticks([], minor=True)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.set_title(title, loc='left', fontsize=11, parse_math=False)
-    if note and any(name in hollow for name in curves):
-        axes.annotate(note, (1, 1), (0, 5), xycoords='axes fraction', textcoords='offset points', ha='right', fontsize=8, color='#8a8a92')
     axes.grid(alpha=0.25)
     axes.spines[['top', 'right']].set_visible(False)
-    axes.legend(fontsize=8.5, frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
+    # above the names, where no title can run into it
+    told = note if any(name in hollow for name in curves) else None
+    legend = axes.legend(fontsize=8.5, frameon=False, loc='upper left', bbox_to_anchor=(1, 1), title=told, alignment='left')
+    legend.get_title().set(fontsize=8, color='#8a8a92')
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
