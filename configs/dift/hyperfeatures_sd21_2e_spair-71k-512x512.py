@@ -5,7 +5,7 @@ backbone = _base_.backbone
 backbone.update(
     taps=['up_blocks.0', 'up_blocks.1', 'up_blocks.2', 'up_blocks.3'],
     timesteps=[50, 261, 500],
-    noise=dict(kind='shared', seed=0),
+    noise=dict(kind='shared', seed=0, draws=1),
 )
 model = dict(
     backbone=backbone,

@@ -46,7 +46,7 @@ class TimmBackbone(BaseModule):
         super().__init__(init_cfg)
         import timm
 
-        if model not in timm.list_models():
+        if model.split('.')[0] not in timm.list_models():  # behind the dot: which weights
             close = timm.list_models(f'*{model[:6]}*')[:5]
             raise ValueError(f'model={model!r} is no model of timm {timm.__version__}; similar names: {close}')
         chosen = (-1,) if out_indices is None else tuple(out_indices)
