@@ -169,6 +169,36 @@ def test_segmentation_and_correspondence(config, files, tmp_path, tool):
     assert found['down_blocks.0.resnets.0'] == 100  # an image matched with itself
 
 
+def test_a_config_that_matches_points_is_scored_as_its_runner_does(files, tmp_path, tiny_config, tool):
+    """Images of two sizes, resized for the network and normalised as the backbone expects, on the config's own pairs."""
+    draws = np.random.default_rng(0)
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    pairs = []
+    for i in range(3):
+        for side, size in (('a', (20, 26)), ('b', (33, 24))):
+            cv2.imwrite(str(folder / f'{i}{side}.png'), cv2.resize(draws.integers(256, size=(6, 6, 3), dtype=np.uint8), size[::-1]))
+        points = [draws.integers(0, 20, (4, 2)).tolist() for _ in range(2)]
+        pairs.append(dict(source=f'{i}a.png', target=f'{i}b.png', source_points=points[0], target_points=points[1], target_box=[0, 0, 40, 20]))
+    (tmp_path / 'pairs.json').write_text(json.dumps(pairs))
+    cfg = Config.fromfile(ROOT / 'configs/dift/dift_toy-unet_toyscenes-128x128.py')
+    cfg.model.size = 24
+    cfg.model.backbone.denoiser = dict(type='mmdiffrep.PixelUNet', config=tiny_config, random_seed=3)
+    cfg.model.backbone.update(taps=['up_blocks.1.resnets.0'], timesteps=5)
+    cfg.test_dataloader.dataset.data_root = str(tmp_path)
+    cfg.dump(tmp_path / 'matcher.py')
+    assert sweep(tool, tmp_path / 'matcher.py', tmp_path / 'out', '--timesteps', '5', '--taps', 'up_blocks.1.resnets.0') == 0
+    (cell,) = rows(tmp_path / 'out')
+    model, data = MODELS.build(cfg.model).eval(), DATASETS.build(cfg.test_dataloader.dataset)
+    right = []
+    for item in (data[i] for i in range(3)):
+        sample = item['data_samples']
+        found = model.match(*(item['inputs'][side].flip(0) for side in ('source', 'target')), sample.source_points)
+        right.append((found.points - sample.target_points).norm(dim=1) <= 4)
+    want = 100 * float(torch.cat(right).float().mean())
+    assert float(cell['score']) == pytest.approx(want, abs=0.01) and 0 < want < 100
+
+
 @pytest.mark.parametrize(
     'options, message',
     [

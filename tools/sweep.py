@@ -3,10 +3,10 @@
 
     python tools/sweep.py configs/ddae/ddae_cifar-unet_linear_15e_cifar10-32x32.py --train 5000 --val 2000 --untrained
     python tools/sweep.py configs/fpn/diffusion_natural-unet_fpn_300i_camvid-180x240.py --train 20 --val 50
-    python tools/sweep.py configs/fpn/diffusion_toy-unet_fpn_2k_toyscenes-128x128.py --probe correspondence
+    python tools/sweep.py configs/dift/dift_toy-unet_toyscenes-128x128.py --val 100
 
 All taps are read in one look a timestep. A classification config is scored by a linear layer on pooled features (or --probe knn, logistic), one
-of mmseg by a linear layer at drawn pixels, and --probe correspondence by nearest neighbours between pairs of images. Beside the scores: what could
+of mmseg by a linear layer at drawn pixels, and one of configs/dift (or --probe correspondence) by points found in pairs of images. Beside the scores: what could
 be chosen without labels, by the features' effective rank, and by their agreement under a second draw of the noise.
 
 Writes into --out: sweep.png (heat map), sweep.csv (every cell), sweep.txt, sweep.json (settings, cost), best.py (lines to paste into a config).
@@ -47,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument('--train', type=int, help='images to learn from, spread over the data; default: all')
     parser.add_argument('--val', type=int, help='images, or pairs, to score; default: all')
     parser.add_argument('--pixels', type=int, default=200, help='segmentation: pixels drawn of an image')
-    parser.add_argument('--pairs', default='data/toyscenes/pairs/pairs.json', help='correspondence: the list of pairs')
+    parser.add_argument('--pairs', help="correspondence: the list of pairs; default: the config's, or ToyScenes'")
     parser.add_argument('--epochs', type=int, default=15, help='of the linear layer')
     parser.add_argument('--untrained', action='store_true', help='the same network with random weights, too')
     parser.add_argument('--batch-size', type=int, default=50)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,13 +15,18 @@ from mmengine.dataset import pseudo_collate
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from mmdiffrep.datasets.pairs import KeypointPairs
 from mmdiffrep.diffusion.pixel_sampling import sample_pixels
 from mmdiffrep.evaluation.linear_probe import linear_predictions, linear_probe
 from mmdiffrep.evaluation.probes import knn_probe, logistic_probe
 from mmdiffrep.matching import match_points
+from mmdiffrep.models.backbones.diffusion_backbone import IMAGENET_MEAN, IMAGENET_STD
 from mmdiffrep.registry import DATASETS, MODELS
 
+from .network import backbone_config
+
 Rows = list[Tensor]  # each tap's (n, C)
+TOY_PAIRS = 'data/toyscenes/pairs/pairs.json'
 PROBES = ('linear', 'knn', 'logistic', 'segmentation', 'correspondence')
 
 
@@ -168,39 +171,54 @@ class Correspondence(Task):
     A point is right if the pixel that is most alike lies within α · max(height, width) of the target's box.
     """
 
-    def __init__(self, cfg: Any, file: str, count: int | None, device: str, alpha: float = 0.1) -> None:
-        path = Path(file)
-        if not path.is_file():
-            raise FileNotFoundError(f'--pairs {file}: no such file; expected a list of pairs with source_points and target_points')
-        self.pairs = json.loads(path.read_text())[:count]
-        self.folder, self.alpha, self.metric = path.parent / 'images', alpha, f'PCK@{alpha:g} per point (target box), %'
-        self.preprocessor = _preprocessor(cfg, device)
+    def __init__(self, cfg: Any, file: str | None, count: int | None, device: str, alpha: float = 0.1) -> None:
+        own = cfg.test_dataloader.dataset if matches_points(cfg) else None
+        if file is None and own is not None:
+            data = DATASETS.build(own)
+        else:
+            path = Path(file or TOY_PAIRS)
+            if not path.is_file():
+                raise FileNotFoundError(f'--pairs {path}: no such file; expected a list of pairs with source_points and target_points')
+            data = KeypointPairs(path.parent, path.name)
+        self.pairs = _spread(data, count)
+        self.alpha, self.metric = alpha, f'PCK@{alpha:g} per point (target box), %'
+        size = cfg.model.get('size') if own is not None else None
+        self.size = (size, size) if isinstance(size, int) else size
+        self.preprocessor = _preprocessor(cfg, device) if own is None else _as_the_backbone_expects(backbone_config(cfg), device)
 
     def count(self, part: str) -> int:
         return 2 * len(self.pairs) if part == 'val' else 0
 
     def rows(self, part: str) -> int:
-        return sum(len(pair['source_points']) for pair in self.pairs) if part == 'val' else 0
+        if part != 'val':
+            return 0
+        data, numbers = (self.pairs.dataset, self.pairs.indices) if isinstance(self.pairs, Subset) else (self.pairs, range(len(self.pairs)))
+        return sum(len(data.pairs[i]['source_points']) for i in numbers)
 
     def batches(self, part: str) -> Iterator[tuple[Tensor, Any]]:
-        for pair in self.pairs if part == 'val' else []:
-            images = []
-            for side in ('source', 'target'):
-                image = cv2.imread(str(self.folder / pair[side]))
-                if image is None:
-                    raise FileNotFoundError(f'{self.folder / pair[side]} is not there or no image')
-                images.append(torch.from_numpy(image).permute(2, 0, 1).contiguous())
-            yield self.preprocessor(dict(inputs=images), False)['inputs'], pair
+        for i in range(len(self.pairs)) if part == 'val' else []:
+            item = self.pairs[i]
+            images = [item['inputs'][side] for side in ('source', 'target')]
+            if self.size is not None:
+                images = [
+                    F.interpolate(x[None].float(), tuple(self.size), mode='bicubic', antialias=True)[0].clamp(0, 255) for x in images
+                ]
+            if images[0].shape != images[1].shape:
+                sample = item['data_samples']
+                raise ValueError(
+                    f'{sample.source_path} and {sample.target_path} differ in size: give the config model.size, to which images are resized'
+                )
+            yield self.preprocessor(dict(inputs=images), False)['inputs'], item['data_samples']
 
     def keep(self, maps: Sequence[Tensor], about: Any, size: tuple[int, int]) -> Rows:
         """Each point's distance to its match, in units of the box's longer side: (points, 1)."""
-        points = torch.tensor(about['source_points'], dtype=torch.float32)
-        target = torch.tensor(about['target_points'], dtype=torch.float32)
-        box = about['target_box']
+        box = about.metainfo.get('target_box')
+        if box is None:
+            raise ValueError(f'{about.target_path} has no target_box, by which PCK is measured here')
         found = []
         for m in maps:
-            match = match_points(m[0].cpu(), m[1].cpu(), points, size, size).points
-            distance = (match - target).norm(dim=1) / max(box[2] - box[0], box[3] - box[1])
+            match = match_points(m[0].cpu(), m[1].cpu(), about.source_points, about.source_shape, about.target_shape).points
+            distance = (match - about.target_points).norm(dim=1) / max(box[2] - box[0], box[3] - box[1])
             found.append(distance[:, None].float())
         return found
 
@@ -214,7 +232,7 @@ def make_task(cfg: Any, args: Any) -> Task:
     Raises:
         ValueError: a config without data, or a probe that its data have no labels for.
     """
-    if args.probe == 'correspondence':
+    if args.probe == 'correspondence' or (args.probe is None and matches_points(cfg)):
         return Correspondence(cfg, args.pairs, args.val, args.device)
     missing = [f'{p}_dataloader' for p in ('train', 'val') if not cfg.get(f'{p}_dataloader')]
     if missing:
@@ -230,6 +248,18 @@ def make_task(cfg: Any, args: Any) -> Task:
     if segments:
         return Segmentation(*common, epochs=args.epochs, pixels=args.pixels)
     return Classification(*common, probe=probe, epochs=args.epochs)
+
+
+def matches_points(cfg: Any) -> bool:
+    """Whether a config's model matches points (configs/dift)."""
+    return str(cfg.model.get('type')).rpartition('.')[2] == 'PointMatcher'
+
+
+def _as_the_backbone_expects(backbone: Any, device: str) -> Any:
+    """Normalisation of BGR images for a backbone that stands in no toolkit's model."""
+    rgb = not backbone.get('bgr', False)
+    mean, std = backbone.get('image_mean', IMAGENET_MEAN), backbone.get('image_std', IMAGENET_STD)
+    return MODELS.build(dict(type='mmengine.ImgDataPreprocessor', mean=list(mean), std=list(std), bgr_to_rgb=rgb)).to(device)
 
 
 def _preprocessor(cfg: Any, device: str) -> Any:
