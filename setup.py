@@ -60,8 +60,9 @@ EXTRAS = {
     'mmdet': ['mmdet>=3.2', 'pycocotools'],
     'openvocab': ['open_clip_torch>=2.24', 'transformers>=4.40'],
     'phrases': ['spacy>=3.5'],  # and its model: python -m spacy download en_core_web_sm
+    'page': ['gradio>=5'],  # tools/match_page.py
     'probes': ['scikit-learn>=1.2'],
-    'tests': ['pytest>=7', 'scikit-learn>=1.2', 'pytest-xdist>=3', 'hypothesis>=6'],
+    'tests': ['pytest>=7', 'scikit-learn>=1.2', 'scikit-image>=0.20', 'pytest-xdist>=3', 'hypothesis>=6'],
     'dev': ['ruff>=0.5', 'mypy>=1.8', 'pre-commit', 'pytest-cov'],
 }
 EXTRAS['all'] = [r for extra in ('mmseg', 'mmdet', 'openvocab') for r in EXTRAS[extra]]

@@ -28,7 +28,7 @@ from mmdiffrep.utils.comparison import (
     runs,
     text,
 )
-from mmdiffrep.utils.comparison.entries import Entry, make_entries, plain, short_names
+from mmdiffrep.utils.comparison.entries import Entry, make_entries, plain, short_names, usual_metric
 from mmdiffrep.utils.comparison.flops import count_flops, count_parameters, weight_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -402,6 +402,21 @@ def test_markdown_tells_what_is_unfair_and_what_is_at_equal_cost():
     assert 'At equal cost of training, 5.00 GFLOPs (the cheapest run' in shown
     assert '| net-1_x | 0.333 |                  67 % |     0.333 |' in shown
     assert '2 FLOPs a multiply-add' in shown
+
+
+@pytest.mark.parametrize(
+    'evaluator, metric',
+    [
+        (dict(type='mmseg.IoUMetric'), 'mIoU'),
+        ([dict(type='mmdiffrep.DDPMSegIoU'), dict(type='mmdiffrep.ClassAccuracy')], 'accuracy/top1'),
+        (dict(type='mmdiffrep.PanopticQuality'), 'panoptic/PQ'),
+        (dict(type='mmdiffrep.PCK'), 'pck/box-per-point@0.1'),
+        (None, 'mIoU'),
+    ],
+)
+def test_the_metric_that_an_evaluator_is_known_by(evaluator, metric):
+    assert usual_metric(Config(dict(val_evaluator=evaluator))) == metric
+    assert usual_metric(Config(dict(test_evaluator=evaluator))) == metric
 
 
 def test_numbers():

@@ -18,7 +18,7 @@ from pathlib import Path
 import mmdiffrep  # noqa: F401  before the toolkits, so that they work with mmcv-lite
 from mmdiffrep import compat
 from mmdiffrep.utils.comparison import matching, picture, report
-from mmdiffrep.utils.comparison.entries import make_entries
+from mmdiffrep.utils.comparison.entries import make_entries, usual_metric
 from mmdiffrep.utils.comparison.runs import RunError
 from mmdiffrep.utils.comparison.study import Study, study
 
@@ -38,8 +38,9 @@ def make_parser() -> argparse.ArgumentParser:
         '--seeds', type=int, help='seeds 0 … N-1 (default 3; with --test 1)'
     )
     parser.add_argument(
-        '--metric', nargs='+', default=['mIoU'],
-        help='names in the validation log, e.g. mIoU aAcc, or coco_panoptic/PQ; the first one orders the table',
+        '--metric', nargs='+',
+        help="names in the validation log, e.g. mIoU aAcc, or panoptic/PQ; the first one orders the table. Default: the first config's "
+        'evaluator tells: mIoU, accuracy/top1, panoptic/PQ …',
     )  # fmt: skip
     parser.add_argument('--work-dir', default='work_dirs/compare')
     parser.add_argument('--tag', default='', help='names this budget, e.g. 20-labels')
@@ -75,10 +76,11 @@ def prepare(args: argparse.Namespace) -> Study:
             raise ValueError(f'{name} {" ".join(map(str, values))} does not fit: give whole numbers, at least 1')
     if args.test and args.match:
         raise ValueError('--match reads validation curves of trainings: leave it out with --test')
+    entries = make_entries(args.configs, args.cfg_options, args.test, seeds)
     return Study(
-        entries=make_entries(args.configs, args.cfg_options, args.test, seeds),
+        entries=entries,
         seeds=seeds,
-        metrics=args.metric,
+        metrics=args.metric or [usual_metric(entries[0].config())],
         work_dir=Path(args.work_dir),
         tools=TOOLS,
         tag=args.tag,

@@ -4,5 +4,6 @@ backbone = dict(
     denoiser=dict(latent='sample', keep_text_encoder=True),
     taps=['up_blocks.1'],
     timesteps=261,
+    channels_last=True,
     noise=dict(_delete_=True, kind='fresh', draws=8),
 )

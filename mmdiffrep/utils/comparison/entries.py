@@ -47,6 +47,23 @@ class Entry:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+# what a table is about, by the evaluator that measures it
+USUAL = dict(
+    ClassAccuracy='accuracy/top1', PanopticQuality='panoptic/PQ', PCK='pck/box-per-point@0.1', HomographyAccuracy='homography/corners<=3px',
+    RegionAndContour='davis/J&F', SemanticIoU='semantic/mIoU',
+)  # fmt: skip
+
+
+def usual_metric(config: Config) -> str:
+    """The metric that a config's evaluator is known by; mIoU where nothing is known."""
+    evaluators = config.get('val_evaluator') or config.get('test_evaluator') or []
+    for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
+        kind = cli.type_name(evaluator)
+        if kind in USUAL:
+            return USUAL[kind]
+    return 'mIoU'
+
+
 def make_entries(
     configs: Sequence[str],
     options: Sequence[str] = (),
