@@ -220,3 +220,25 @@ def test_through_the_runner(folder, tiny_config, tmp_path):
 def test_spairs_six_pairs():
     data = KeypointPairs(DATA / 'spair_mini')
     assert len(data) == 6 and all(len(data[i]['data_samples'].source_points) for i in range(6))
+
+
+def test_pairs_are_drawn(folder, tmp_path):
+    """A right and a wrong point: green and red in their pictures, named by number and category."""
+    from mmdiffrep.engine.hooks import DrawPairsHook
+    from mmdiffrep.visualization.matches import draw_matches
+
+    root = folder(pair(category='cat'), pair(target_box=None), pair())
+    samples = [KeypointPairs(root)[i]['data_samples'] for i in range(3)]
+    for sample in samples:
+        sample.pred_points = sample.target_points + torch.tensor([[1.0, 0.0], [5.0, 0.0]])  # of 2 allowed by the box, 3 by the image
+    DrawPairsHook(tmp_path / 'shown', interval=2).after_test_iter(None, 0, None, samples)
+    assert sorted(p.name for p in (tmp_path / 'shown').iterdir()) == ['00000_cat.png', '00002.png']
+    drawn = cv2.imread(str(tmp_path / 'shown/00000_cat.png'))[..., ::-1]
+    images = [cv2.imread(str(root / 'images' / name))[..., ::-1] for name in ('a.png', 'b.png')]
+    points = [getattr(samples[0], name).tolist() for name in ('source_points', 'pred_points', 'target_points')]
+    assert np.array_equal(drawn, draw_matches(*images, *points, right=[True, False]))
+    assert not np.array_equal(drawn, draw_matches(*images, *points, right=[True, True]))
+    with pytest.raises(ValueError, match='leave the hook out'):
+        DrawPairsHook(tmp_path).after_test_iter(None, 0, None, [PairSample()])
+    with pytest.raises(ValueError, match='2 points, 1 found'):
+        draw_matches(*images, [[1, 2], [3, 4]], [[1, 2]])

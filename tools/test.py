@@ -57,6 +57,9 @@ def write_predictions(cfg, path: str) -> None:
 
 def draw_predictions(cfg, folder: str) -> None:
     """Switch on the toolkit's drawing of every prediction."""
+    if cli.type_name(cfg.model) == 'PointMatcher':
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmdiffrep.DrawPairsHook', folder=folder)]
+        return
     scope = cfg.get('default_scope', 'mmengine')
     hooks = cfg.get('default_hooks', {})
     if scope not in DRAWING and 'visualization' not in hooks:

@@ -1,6 +1,7 @@
 """Hooks: prompts, exact continuation, saving and watching pre-trained networks."""
 
 from .confusion_hook import ConfusionMatrixHook
+from .draw_pairs import DrawPairsHook
 from .linear_probe_hook import LinearProbeHook
 from .pixel_features_hook import PixelFeaturesHook
 from .prompt_hook import PromptHook
@@ -11,6 +12,7 @@ from .save_diffusers_hook import SaveDiffusersHook
 
 __all__ = [
     'ConfusionMatrixHook',
+    'DrawPairsHook',
     'LinearProbeHook',
     'PixelFeaturesHook',
     'PromptHook',
