@@ -22,6 +22,7 @@ from mmdiffrep.matching.keypoints import detect
 from mmdiffrep.models.adapters import LayerMixing
 from mmdiffrep.models.backbones import DenseSift
 from mmdiffrep.registry import MODELS
+from mmdiffrep.visualization.matches import draw_flow
 
 RAW = dict(type='mmdiffrep.RawPixels', strides=[1])
 SIFT = dict(type='mmdiffrep.DenseSift', stride=4)
@@ -484,6 +485,13 @@ def test_flow_keypoints_and_objects():
     assert flow.shape == (2, 96, 120) and flow.abs().max() < 1e-3 and score.min() > 0.999
     flow, _ = ours.flow(image, np.roll(image, 8, 1))
     assert (flow[0, 20:70, 20:90] - 8).abs().median() < 1e-3 and flow[1, 20:70, 20:90].abs().median() < 1e-3
+    half = np.ascontiguousarray(image[::2, ::2])
+    sheet = draw_flow(image, np.roll(image, 8, 1), np.stack([np.full((96, 120), 8.0), np.zeros((96, 120))]), 120)
+    first = next(x for x in range(sheet.shape[1]) if any((sheet[y : y + 96, x : x + 100] == image[:, :100]).all() for y in range(sheet.shape[0] - 96)))
+    last = [x for x in range(first + 1, sheet.shape[1] - 100) if any((sheet[y : y + 96, x : x + 100] == image[:, :100]).all() for y in range(sheet.shape[0] - 96))]
+    assert last  # the source once more: carried back
+    with pytest.raises(ValueError, match='do not fit'):
+        draw_flow(image, half, flow.numpy()[:, 1:])
     found = ours.mutual(image, image, detector='corners', count=50)
     assert torch.equal(found.source, found.target) and len(found.scores) > 20
     mask = np.zeros((96, 120), np.uint8)
@@ -519,3 +527,61 @@ def test_configs_that_match_nothing(tmp_path):
     (tmp_path / 'a.png').write_text('no image')
     with pytest.raises(ValueError, match='a.png is no image'):
         matcher().match(tmp_path / 'a.png', texture(), [[1, 2]])
+
+
+# ---- known transforms, prompts --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['toy-unet', 'natural-unet'])
+def test_known_transforms_of_toyscenes(name):
+    """With the shipped networks (cells of 4 pixels): an image in itself to half a cell; shifts, flips and turns as configs/dift/README.md says."""
+    from mmdiffrep.datasets.toyscenes.scene import generate_scene
+
+    ours = Matcher(f'dift_{name}_toyscenes-128x128')
+    errors: dict = {}
+    for index in range(4):
+        image = generate_scene(0, index, (128, 128), 'val').image
+        points = detect(image, 'sift', 40)
+        points = points[((points >= 16) & (points <= 111)).all(1)]
+        x, y = points.t()
+        cases = dict(
+            same=(image, points),
+            shifted=(np.roll(image, 8, 1), torch.stack([x + 8, y], 1)),
+            flipped=(image[:, ::-1], torch.stack([127 - x, y], 1)),
+            turned=(np.rot90(image), torch.stack([y, 127 - x], 1)),
+        )
+        for case, (other, true) in cases.items():
+            found = ours.match(image, np.ascontiguousarray(other), points)
+            errors.setdefault(case, []).append((found.points - true).norm(dim=1))
+    errors = {case: torch.cat(values) for case, values in errors.items()}
+    assert len(errors['same']) > 60
+    assert errors['same'].max() <= 2
+    assert errors['shifted'].median() <= 1 and (errors['shifted'] <= 8).float().mean() > 0.85
+    assert errors['flipped'].median() <= 10 and errors['turned'].median() <= 24  # not invariant: far better than the 50 of chance
+
+
+def test_each_category_is_told_to_the_network():
+    told = []
+
+    class Listening(torch.nn.Module):
+        out_channels, out_strides = [3], [1]
+
+        def __init__(self):
+            super().__init__()
+            self.one = torch.nn.Parameter(torch.ones(1))
+
+        def prompted(self, prompts):
+            import contextlib
+
+            told.append(list(prompts))
+            return contextlib.nullcontext()
+
+        def forward(self, x):
+            return (x * self.one,)
+
+    model = MODELS.build(dict(type='mmdiffrep.PointMatcher', backbone=RAW, prompt='a photo of a {category}'))
+    model.backbone = Listening()
+    image = as_tensor(texture((12, 16)))
+    model.match(image, image, [[3, 4]], 'bird')
+    model.match(image, image, [[3, 4]])
+    assert told == [['a photo of a bird']] * 2 + [['a photo of a thing']] * 2

@@ -4,6 +4,7 @@
 python tools/match.py a.jpg b.jpg --points 120,85 200,90 --out matched.png
 python tools/match.py a.jpg b.jpg --config dift_sd21_spair-768x768 --category bird --points 120,85
 python tools/match.py a.jpg b.jpg --homography
+python tools/match.py a.jpg b.jpg --flow
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from mmdiffrep.matching.keypoints import DETECTORS, detect
 from mmdiffrep.utils import cli
 from mmdiffrep.utils.taps import format_table
 from mmdiffrep.visualization import contact_sheet, write_picture
-from mmdiffrep.visualization.matches import draw_heat, draw_matches, pair_colours
+from mmdiffrep.visualization.matches import draw_flow, draw_heat, draw_matches, pair_colours
 
 CONFIG = 'dift_natural-unet_pairs-128x128'
 
@@ -36,6 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument('--weights', help="of the config's neck, if it has one")
     parser.add_argument('--category', help='what the images show, for configs with a prompt')
     parser.add_argument('--homography', action='store_true', help='match keypoints and find the homography instead')
+    parser.add_argument('--flow', action='store_true', help='carry every pixel of the target to where the source has its like')
     parser.add_argument('--method', choices=list(METHODS), default='ransac', help='of the homography')
     parser.add_argument('--detector', choices=DETECTORS, default='sift', help='of its keypoints')
     parser.add_argument('--heat', type=int, default=4, metavar='N', help='heat maps of the first N points; default 4')
@@ -69,6 +71,11 @@ def match(args: argparse.Namespace) -> None:
         shown = torch.from_numpy(agree)
         picture = draw_matches(source, target, found.source[shown].tolist(), found.target[shown].tolist(), side=args.side)
         print(write_picture(args.out, picture))
+        return
+    if args.flow:
+        flow, scores = matcher.flow(source, target, args.category)
+        print(f'pixels move by {flow.norm(dim=0).median():.1f} in the median; {matcher.model.metric} {scores.median():.3f}')
+        print(write_picture(args.out, draw_flow(source, target, flow.numpy(), args.side)))
         return
     found = matcher.match(source, target, points, args.category)
     rows = [

@@ -103,6 +103,21 @@ def draw_heat(
     return sheet
 
 
+def draw_flow(source: np.ndarray, target: np.ndarray, flow: np.ndarray, side: int = 512) -> np.ndarray:
+    """Source, target, and the target's colours carried to where the source has their like, by a flow (2, H, W) in the target's pixels.
+
+    A place of the source is scaled to the target's size before the flow is added, as :meth:`mmdiffrep.apis.Matcher.flow` gives it.
+    """
+    if flow.shape != (2, *source.shape[:2]):
+        raise ValueError(f'flow {flow.shape} and source {source.shape} do not fit; allowed: (2, H, W)')
+    (height, width), (h, w) = source.shape[:2], target.shape[:2]
+    x = (np.arange(width) + 0.5) * w / width - 0.5 + flow[0]
+    y = ((np.arange(height) + 0.5) * h / height - 0.5)[:, None] + flow[1]
+    carried = cv2.remap(target, x.astype(np.float32), y.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    pictures = [enlarged(image, side)[0] for image in (source, target, carried)]
+    return contact_sheet([pictures], ['source', 'target', 'target, carried to the source'], text_size=9)
+
+
 def pair_colours(images: Sequence[np.ndarray], maps: Sequence[Tensor], side: int = 256) -> np.ndarray:
     """Images over their features' principal components, which the pair shares: what has one colour is alike. Maps are (C, h, w)."""
     channels = {int(m.shape[0]) for m in maps}
