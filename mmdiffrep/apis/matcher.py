@@ -136,14 +136,15 @@ class Matcher:
         The place of a pixel is scaled to the target's size first, so that the flow of an image to itself enlarged is 0.
 
         Returns:
-            flow (2, H, W), x and y, and score (H, W), in the source's size: nearest neighbours of the map's cells, resized bilinearly.
+            flow (2, H, W), x and y, and score (H, W), in the source's size: each pixel moves as its cell of the map does, as neighbouring cells
+            may move to different places, between which there is nothing.
         """
         images = [self._rgb(source), self._rgb(target)]
         flow, scores = dense_flow(*self._look(images, category), metric=self.model.metric)
         height, width = _size(images[1])
         flow = flow * flow.new_tensor([width, height])[:, None, None]
         both = torch.cat([flow, scores[None].to(flow)])[None]
-        resized = F.interpolate(both.float(), _size(images[0]), mode='bilinear', align_corners=False)[0].cpu()
+        resized = F.interpolate(both.float(), _size(images[0]), mode='nearest-exact')[0].cpu()
         return resized[:2], resized[2]
 
     def propagate(self, frames: Iterable[Image], first: np.ndarray, **settings: Any) -> Iterator[np.ndarray]:
