@@ -22,6 +22,7 @@ from mmdiffrep.matching.keypoints import detect
 from mmdiffrep.models.adapters import LayerMixing
 from mmdiffrep.models.backbones import DenseSift
 from mmdiffrep.registry import MODELS
+from mmdiffrep.structures import VideoSample
 from mmdiffrep.visualization.matches import draw_flow
 
 RAW = dict(type='mmdiffrep.RawPixels', strides=[1])
@@ -190,6 +191,22 @@ def test_davis_through_the_runner(davis, tmp_path):
     found = evaluate(model, dict(type='mmdiffrep.DavisDataset', data_root=str(davis)), dict(type='mmdiffrep.RegionAndContour'), tmp_path / 'run')
     assert found['davis/J'] > 80 and found['davis/F'] > 90
     assert found['davis/J&F'] == pytest.approx((found['davis/J'] + found['davis/F']) / 2)
+
+
+def test_masks_are_saved_as_davis_takes_them(davis, tmp_path):
+    from mmdiffrep.datasets.davis import read_mask
+    from mmdiffrep.engine.hooks import SaveMasksHook
+
+    sample = DavisDataset(davis)[0]['data_samples']
+    true = [read_mask(path) for path in sample.masks]
+    sample.set_metainfo(dict(pred_masks=true))
+    SaveMasksHook(tmp_path / 'out', frames=3).after_test_iter(None, 0, None, [sample])
+    written = sorted((tmp_path / 'out/move').iterdir())
+    assert [p.name for p in written] == [f'{k:05d}.png' for k in range(6)]
+    assert all(np.array_equal(read_mask(p), m) for p, m in zip(written, true))
+    assert Image.open(written[0]).mode == 'P' and (tmp_path / 'out/move.png').is_file()
+    with pytest.raises(ValueError, match='leave the hook out'):
+        SaveMasksHook(tmp_path).after_test_iter(None, 0, None, [VideoSample()])
 
 
 def test_davis_that_lacks_something(davis):

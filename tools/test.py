@@ -15,6 +15,9 @@ DRAWING = {
     'mmdet': ('mmdet.DetVisualizationHook', 'mmdet.DetLocalVisualizer'),
 }
 
+# and of models that belong to no toolkit
+OWN = dict(PointMatcher='mmdiffrep.DrawPairsHook', LabelPropagator='mmdiffrep.SaveMasksHook')
+
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -57,8 +60,9 @@ def write_predictions(cfg, path: str) -> None:
 
 def draw_predictions(cfg, folder: str) -> None:
     """Switch on the toolkit's drawing of every prediction."""
-    if cli.type_name(cfg.model) == 'PointMatcher':
-        cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmdiffrep.DrawPairsHook', folder=folder)]
+    own = OWN.get(cli.type_name(cfg.model))
+    if own is not None:
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type=own, folder=folder)]
         return
     scope = cfg.get('default_scope', 'mmengine')
     hooks = cfg.get('default_hooks', {})

@@ -9,6 +9,7 @@ from .random_state_hook import RandomStateHook
 from .sample_hook import SampleHook
 from .save_clip_hook import SaveClipHook
 from .save_diffusers_hook import SaveDiffusersHook
+from .save_masks import SaveMasksHook
 
 __all__ = [
     'ConfusionMatrixHook',
@@ -20,4 +21,5 @@ __all__ = [
     'SampleHook',
     'SaveClipHook',
     'SaveDiffusersHook',
+    'SaveMasksHook',
 ]
