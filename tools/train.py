@@ -8,6 +8,7 @@ import argparse
 import mmdiffrep  # noqa: F401  before the toolkits, so that they work with mmcv-lite
 from mmdiffrep import compat
 from mmdiffrep.utils import cli
+from mmdiffrep.utils.cached import with_cache
 
 AMP_TYPES = {'fp16': ('float16', 'dynamic'), 'bf16': ('bfloat16', 1.0)}
 
@@ -29,6 +30,12 @@ def make_parser() -> argparse.ArgumentParser:
         choices=sorted(AMP_TYPES),
         help='mixed precision (fp16 unless said otherwise); needs an accelerator',
     )
+    parser.add_argument(
+        '--cache', metavar='FOLDER', help='keep features of the frozen backbone there: it looks at each image once, whatever trains behind it'
+    )
+    parser.add_argument(
+        '--views', type=int, metavar='K', help='with --cache: K fixed views of each training image instead of endless random crops'
+    )
     cli.add_arguments(parser)
     return parser
 
@@ -43,6 +50,10 @@ def prepare(args: argparse.Namespace):
         cfg.load_from = None if args.resume == 'auto' else resumable(args.resume)
     elif cfg.get('load_from'):
         cfg.load_from = cli.existing_checkpoint(cfg.load_from)
+    if args.views is not None and args.cache is None:
+        raise ValueError('--views is for kept features: give --cache FOLDER, too')
+    if args.cache is not None:
+        with_cache(cfg, args.cache, args.views)
     if args.amp is not None:
         use_amp(cfg, args.amp)
     return cfg

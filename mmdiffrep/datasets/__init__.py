@@ -7,6 +7,7 @@ from .classification import ImageClassification
 from .cub import CUBPairs
 from .davis import DavisDataset
 from .few_labels import LabelSubset
+from .fixed_views import FixedViews
 from .hpatches import HPatchesDataset
 from .images import ImageFolder
 from .instance_crops import InstanceCrops
@@ -16,6 +17,7 @@ from .pairs import KeypointPairs, PFPascalDataset, PFWillowDataset, SPairDataset
 __all__ = [
     'CUBPairs',
     'DavisDataset',
+    'FixedViews',
     'HPatchesDataset',
     'ImageCaptions',
     'ImageClassification',

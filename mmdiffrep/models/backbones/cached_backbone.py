@@ -16,6 +16,7 @@ from mmdiffrep.diffusion.feature_store import FeatureStore, content_key
 from mmdiffrep.registry import MODELS
 
 from ..kept_features import backbone_mark, check_frozen
+from .building import build_adapter
 
 GIB = 2**30
 
@@ -31,6 +32,7 @@ class CachedBackbone(BaseModule):
         backbone: config of the backbone; nothing of it may be trained, nor drawn afresh.
         folder: where maps are kept in checked files, found again by later runs with the same backbone; None: in memory.
         dtype: ``'fp16'`` or ``'fp32'``.
+        adapter: config of a trained adapter behind the kept maps, which :class:`DiffusionBackbone` would have as its own.
         memory: GiB of maps that are kept in memory at most; beyond it images are computed each time. Not of ``folder``.
 
     Raises:
@@ -43,11 +45,16 @@ class CachedBackbone(BaseModule):
         folder: str | os.PathLike[str] | None = None,
         dtype: str = 'fp16',
         memory: float = 4.0,
+        adapter: Mapping[str, Any] | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
         FeatureStore('', None, dtype)  # what does not fit is reported when the config is read
         self.backbone = MODELS.build(backbone)
+        self.adapter = None
+        if adapter is not None:
+            self.adapter = build_adapter(adapter, self.backbone.tap_infos)
+            self.out_channels, self.out_strides = list(self.adapter.out_channels), list(self.adapter.out_strides)
         self.folder, self.dtype, self.memory = folder, dtype, memory
         self.store: FeatureStore | None = None
         self._numbers: dict[str, int] = {}
@@ -56,6 +63,8 @@ class CachedBackbone(BaseModule):
     def train(self, mode: bool = True) -> CachedBackbone:
         """The backbone stays in eval mode: its maps are kept."""
         self.training = mode
+        if self.adapter is not None:
+            self.adapter.train(mode)
         self.backbone.eval()
         return self
 
@@ -67,9 +76,16 @@ class CachedBackbone(BaseModule):
                 return getattr(self.backbone, name)
             raise
 
-    @torch.no_grad()
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Images (B, 3, H, W) -> the backbone's maps (B, C_k, h_k, w_k), in the images' dtype."""
+        """Images (B, 3, H, W) -> the backbone's maps (B, C_k, h_k, w_k), in the images' dtype; or the adapter's of them."""
+        maps = self.kept(image)
+        if self.adapter is None:
+            return maps
+        return tuple(self.adapter(maps, (image.shape[-2], image.shape[-1])))
+
+    @torch.no_grad()
+    def kept(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The backbone's maps, before the adapter."""
         store = self._opened()
         keys = [content_key(x) for x in image]
         missing = {key: i for i, key in enumerate(keys) if key not in self._numbers}
