@@ -174,3 +174,36 @@ def test_a_cached_backbone_with_its_adapter(tiny_config, tmp_path):
     assert all(p.grad is not None for p in model.adapter.projections[0].parameters())
     model.eval()
     assert not model.adapter.training and model.train().adapter.training and not model.backbone.training
+
+
+# ---- tools/extract.py -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def extract(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    import importlib
+
+    return importlib.import_module('extract').main
+
+
+@pytest.mark.skipif(not (ROOT / 'tools').is_dir(), reason='the tests do not run in a checkout')
+def test_what_was_extracted_is_trained_on_without_a_look(config, extract, tmp_path, capsys):
+    crops = (dict(type='RandomCrop', size=8), dict(type='RandomHorizontalFlip'))
+    config(crops).dump(tmp_path / 'config.py')
+    options = [str(tmp_path / 'config.py'), '--cache', str(tmp_path / 'kept'), '--views', '2', '--device', 'cpu']
+    for shard, images in (('0/2', 4), ('1/2', 4)):
+        assert extract([*options, '--shard', shard]) == 0
+        assert f'{images} images' in capsys.readouterr().out
+    assert extract(options) == 0
+    assert '8 images in' in (said := capsys.readouterr().out) and ': 0 looked at, 8 kept before' in said
+    cfg = with_cache(Config.fromfile(tmp_path / 'config.py'), tmp_path / 'kept', views=2)
+    _, looks = trained(cfg, tmp_path / 'run')
+    assert looks == 0
+    for wrong, message in (
+        (['--shard', '2/2'], '--shard 2/2 does not fit'),
+        (['--parts', 'test'], "none of the parts ['test']"),
+        (['--cfg-options', 'model.backbone.trainable=True'], 'is trained'),
+    ):
+        assert extract([*options, *wrong]) == 2
+        assert message in capsys.readouterr().err
