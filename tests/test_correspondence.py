@@ -390,6 +390,10 @@ def test_layers_are_mixed_as_a_loop_does():
     assert torch.allclose(mixing(maps, (16, 16))[0], want, atol=1e-5)
     assert mixing.weights.sum().item() == pytest.approx(1)
     mixing(maps)[0].sum().backward()
+    coarse = LayerMixing([4, 6], [2, 4], out_channels=8, stride=4, groups=2)
+    half = [F.interpolate(maps[0], (4, 4), mode='bilinear', antialias=False), maps[1]]
+    want = sum(0.5 * b(m) for b, m in zip(coarse.bottlenecks, half))
+    assert torch.allclose(coarse(maps[:2], (16, 16))[0], want, atol=1e-5)
     assert mixing.mixing.grad.abs().sum() > 0
     for timesteps in (3, 0):
         with pytest.raises(ValueError, match=f'timesteps={timesteps}'):

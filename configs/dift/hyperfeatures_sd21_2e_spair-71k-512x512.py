@@ -1,6 +1,6 @@
 # Luo et al. mix every layer of the way up at eleven of fifty inverted steps; here four blocks at three noised looks. 5 % of SPair-71k's
 # training pairs are 2,667: max_pairs.
-_base_ = ['dift_sd21_spair-71k-768x768.py', '../_base_/schedules/match_8e.py']
+_base_ = ['dift_sd21_spair-71k-768x768.py', '../_base_/schedules/match_4e.py']
 backbone = _base_.backbone
 backbone.update(
     taps=['up_blocks.0', 'up_blocks.1', 'up_blocks.2', 'up_blocks.3'],

@@ -19,7 +19,9 @@ from .stride_pyramid import Bottleneck
 
 @MODELS.register_module()
 class LayerMixing(BaseModule):
-    """One map: each tap through a bottleneck of its layer, resized to one stride, and summed with trained weights that add up to 1.
+    """One map: each tap through a bottleneck of its layer, at one stride, and summed with trained weights that add up to 1.
+
+    Bottlenecks work at the smaller of a tap's size and the map's: finer taps are resized before them, coarser ones behind (in the paper all before).
 
     Args:
         in_channels, in_strides: of the taps, t-major. Filled in where this is an adapter or a neck.
@@ -73,7 +75,9 @@ class LayerMixing(BaseModule):
         size = map_size(image_size, self.stride)
         total: Tensor | None = None
         for k, (x, weight) in enumerate(zip(features, self.weights)):
-            y = weight * resize_map(self.bottlenecks[k % len(self.bottlenecks)](x), size)
+            finer = x.shape[-2] * x.shape[-1] > size[0] * size[1]
+            x = self.bottlenecks[k % len(self.bottlenecks)](resize_map(x, size) if finer else x)
+            y = weight * resize_map(x, size)
             total = y if total is None else total + y
         assert total is not None
         return (total,)

@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/models/point-matcher.py',
     '../_base_/denoisers/toy-unet.py',
     '../_base_/datasets/pairs_toyscenes-training-128x128.py',
-    '../_base_/schedules/match_8e.py',
+    '../_base_/schedules/match_4e.py',
     '../_base_/correspondence_runtime.py',
 ]
 backbone = _base_.backbone
