@@ -1,0 +1,1 @@
+"""Timing of implementations of the same task side by side, each in a process of its own."""
