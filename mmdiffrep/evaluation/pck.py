@@ -70,7 +70,8 @@ class PCK(BaseMetric):
 
     def compute_metrics(self, results: list[tuple[np.ndarray, dict[str, float], str | None]]) -> dict[str, float]:
         found: dict[str, float] = {}
-        categories = sorted({category for _, _, category in results if category})
+        numbers = {k: [i for i, (_, _, c) in enumerate(results) if c == k] for k in sorted({c for _, _, c in results if c})}
+        table: dict[str, list[float]] = {}  # variant -> each category's
         sign = '<' if self.strict else '@'
         for by in self.by:
             for alpha in self.alphas:
@@ -78,14 +79,16 @@ class PCK(BaseMetric):
                 for per in self.per:
                     name = f'{by}-per-{per}'
                     found[f'{name}{sign}{alpha:g}'] = _share(right, per)
-                    if categories:
-                        groups = {k: [r for r, (_, _, c) in zip(right, results) if c == k] for k in categories}
-                        values = {k: _share(group, per) for k, group in groups.items()}
-                        found[f'{name}-category{sign}{alpha:g}'] = float(np.mean(list(values.values())))
-                        rows = [[k, f'{len(groups[k])}', f'{v:.2f}'] for k, v in values.items()]
-                        print_log(
-                            f'{name}{sign}{alpha:g}\n' + format_table(['category', 'pairs', 'PCK'], rows), MMLogger.get_current_instance()
-                        )
+                    if numbers:
+                        values = [_share([right[i] for i in chosen], per) for chosen in numbers.values()]
+                        found[f'{name}-category{sign}{alpha:g}'] = float(np.mean(values))
+                        table[f'{name}{sign}{alpha:g}'] = values
+        if numbers:
+            rows = [
+                [category, str(len(chosen)), *(f'{values[k]:.1f}' for values in table.values())]
+                for k, (category, chosen) in enumerate(numbers.items())
+            ]
+            print_log('PCK\n' + format_table(['category', 'pairs', *table], rows), MMLogger.get_current_instance())
         return found
 
 
