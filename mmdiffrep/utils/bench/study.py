@@ -165,7 +165,7 @@ def drawn(outcomes: Sequence[Outcome]) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     colours = ['#D55E00' if value >= 1 else '#56B4E9' for _, value in bars]
-    axes.barh(range(len(bars)), [value for _, value in bars], color=colours, left=0)
+    axes.barh(range(len(bars)), [value - 1 for _, value in bars], color=colours, left=1)
     axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=8)
     for k, (_, value) in enumerate(bars):
         axes.text(value * 1.05, k, f'{value:.1f}×', va='center', fontsize=8)
