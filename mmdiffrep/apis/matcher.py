@@ -13,10 +13,10 @@ from mmengine.config import Config
 from torch import Tensor
 
 from mmdiffrep.datasets.images import read_image
-from mmdiffrep.matching import Matches, Propagation, UpsampledMap, match_points
+from mmdiffrep.matching import Matches, Propagation, UpsampledMap
 from mmdiffrep.matching.homography import find_homography
 from mmdiffrep.matching.keypoints import MatchedKeypoints, detect, match_keypoints
-from mmdiffrep.matching.points import check_points, dense_flow, flip_adaptive
+from mmdiffrep.matching.points import check_points, dense_flow, match_maps
 from mmdiffrep.matching.propagation import follow
 from mmdiffrep.models.correspondence.looking import FeatureModel, as_rgb
 from mmdiffrep.registry import MODELS
@@ -82,10 +82,8 @@ class Matcher:
         points = check_points(points, sizes[0])
         options = {name: getattr(self.model, name) for name in ('window', 'temperature') if hasattr(self.model, name)}
         if getattr(self.model, 'flip', False):
-            a, b, mirrored = self._look([*images, images[0].flip(-1)], category)
-            return flip_adaptive(a, mirrored, b, points, sizes[0], sizes[1], metric=self.model.metric, **options)
-        a, b = self._look(images, category)
-        return match_points(a, b, points, sizes[0], sizes[1], metric=self.model.metric, **options)
+            images.append(images[0].flip(-1))
+        return match_maps(self._look(images, category), points, sizes, metric=self.model.metric, **options)
 
     def scores(self, source: Image, target: Image, point: Sequence[float], category: str | None = None) -> Tensor:
         """How alike one point of the source and each pixel of the target are: a heat map (H, W)."""

@@ -117,6 +117,20 @@ def flip_adaptive(
     return plain
 
 
+def match_maps(
+    maps: Sequence[Tensor], points: Tensor, sizes: Sequence[tuple[int, int]], **kwargs: object
+) -> Matches:
+    """:func:`match_points` with the maps of source and target, or :func:`flip_adaptive` with the mirrored source's as the third.
+
+    Args:
+        sizes: of source and target.
+    """
+    source, target, *mirrored = maps
+    if mirrored:
+        return flip_adaptive(source, mirrored[0], target, points, *sizes, **kwargs)
+    return match_points(source, target, points, *sizes, **kwargs)  # type: ignore[arg-type]
+
+
 def dense_flow(source: Tensor, target: Tensor, metric: str = 'cosine') -> tuple[Tensor, Tensor]:
     """For each cell of the source (C, h, w) the most alike cell of the target (C, h', w').
 

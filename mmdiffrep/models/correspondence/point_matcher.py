@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdiffrep.matching import Matches, match_points
-from mmdiffrep.matching.points import check_points, flip_adaptive
+from mmdiffrep.matching import Matches
+from mmdiffrep.matching.points import check_points, match_maps
 from mmdiffrep.registry import MODELS
 
 from .looking import FeatureModel
@@ -73,9 +73,7 @@ class PointMatcher(FeatureModel):
         images = [source, target, *([source.flip(-1)] if self.flip else [])]
         maps = self.of_images(images, category)
         options: dict[str, Any] = dict(metric=self.metric, window=self.window, temperature=self.temperature)
-        if self.flip:
-            return flip_adaptive(maps[0], maps[2], maps[1], points, sizes[0], sizes[1], **options)
-        return match_points(maps[0], maps[1], points, sizes[0], sizes[1], **options)
+        return match_maps(maps, points, sizes, **options)
 
     def pair_loss(self, source: Tensor, target: Tensor, source_points: Tensor, target_points: Tensor) -> Tensor:
         """What a pair costs the neck: RGB images (3, H, W), points (n, 2) of each -> a number."""
