@@ -353,7 +353,7 @@ def test_each_tap_is_reduced_with_its_pair(tiny_config):
     images = [as_tensor(texture((24, 32), seed)) for seed in (0, 1)]
     a, b = model.of_images(images)
     assert a.shape[0] == 6
-    raw = [model._first(image, None) for image in images]
+    raw = [model._maps_of(image, None) for image in images]
     for k in (0, 1):
         want = F.normalize(shared_components([m[k][0] for m in raw], 3)[0], dim=0)
         got = a[3 * k : 3 * k + 3]
@@ -508,9 +508,10 @@ def test_flow_keypoints_and_objects():
     assert (flow[0, 20:70, 20:90] - 8).abs().median() < 1e-3 and flow[1, 20:70, 20:90].abs().median() < 1e-3
     half = np.ascontiguousarray(image[::2, ::2])
     sheet = draw_flow(image, np.roll(image, 8, 1), np.stack([np.full((96, 120), 8.0), np.zeros((96, 120))]), 120)
-    first = next(x for x in range(sheet.shape[1]) if any((sheet[y : y + 96, x : x + 100] == image[:, :100]).all() for y in range(sheet.shape[0] - 96)))
-    last = [x for x in range(first + 1, sheet.shape[1] - 100) if any((sheet[y : y + 96, x : x + 100] == image[:, :100]).all() for y in range(sheet.shape[0] - 96))]
-    assert last  # the source once more: carried back
+    rows = range(sheet.shape[0] - 95)
+    seen = [x for x in range(sheet.shape[1] - 99) if any((sheet[y : y + 96, x : x + 100] == image[:, :100]).all() for y in rows)]
+    assert len(seen) == 3  # the source, shifted by 8 in the target, and carried back
+    assert seen[1] - 8 - seen[0] == seen[2] - (seen[1] - 8)
     with pytest.raises(ValueError, match='do not fit'):
         draw_flow(image, half, flow.numpy()[:, 1:])
     found = ours.mutual(image, image, detector='corners', count=50)

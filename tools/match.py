@@ -17,6 +17,7 @@ import torch
 
 import mmdiffrep  # noqa: F401
 from mmdiffrep.apis import Matcher
+from mmdiffrep.apis.matcher import CONFIG
 from mmdiffrep.datasets.images import read_image
 from mmdiffrep.matching.homography import METHODS
 from mmdiffrep.matching.keypoints import DETECTORS, detect
@@ -24,8 +25,6 @@ from mmdiffrep.utils import cli
 from mmdiffrep.utils.taps import format_table
 from mmdiffrep.visualization import contact_sheet, write_picture
 from mmdiffrep.visualization.matches import draw_flow, draw_heat, draw_matches, pair_colours
-
-CONFIG = 'dift_natural-unet_pairs-128x128'
 
 
 def make_parser() -> argparse.ArgumentParser:

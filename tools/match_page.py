@@ -13,9 +13,8 @@ import argparse
 import mmdiffrep  # noqa: F401
 from mmdiffrep.apis import Matcher
 from mmdiffrep.apis.match_page import MatchPage, gradio, pictures
+from mmdiffrep.apis.matcher import CONFIG
 from mmdiffrep.utils import cli
-
-CONFIG = 'dift_natural-unet_pairs-128x128'
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mmdiffrep.datasets.images import read_image
 from mmdiffrep.visualization.matches import draw_heat, draw_matches, enlarged
 
 from .matcher import Matcher
@@ -76,7 +77,5 @@ def gradio() -> Any:
 
 def pictures(paths: list[str]) -> list[np.ndarray]:
     """Files as RGB arrays, small ones enlarged so that they can be clicked."""
-    from mmdiffrep.datasets.images import read_image
-
     found = [np.ascontiguousarray(read_image(Path(path))[..., ::-1]) for path in paths]
     return [enlarged(x, SIDE // 2)[0] if max(x.shape[:2]) < SIDE // 2 else x for x in found]

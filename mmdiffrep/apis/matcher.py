@@ -24,6 +24,7 @@ from mmdiffrep.registry import MODELS
 from .building import chosen_device
 from .trained import load_trained, read_config
 
+CONFIG = 'dift_natural-unet_pairs-128x128'  # on the network that ships
 Image = str | Path | np.ndarray | Tensor
 
 

@@ -16,7 +16,7 @@ from mmdiffrep.matching.components import shared_components
 from mmdiffrep.matching.upsampled import METRICS
 from mmdiffrep.registry import MODELS
 
-IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+from ..backbones.diffusion_backbone import IMAGENET_MEAN, IMAGENET_STD
 
 
 class FeatureModel(BaseModel):
@@ -85,7 +85,7 @@ class FeatureModel(BaseModel):
 
     def of_images(self, images: Sequence[Tensor], category: str | None = None) -> list[Tensor]:
         """RGB images (3, H, W), 0 … 255, that are to be compared -> their maps (C, h, w). Shared components are those of all of them."""
-        looks = [self._first(image, category) for image in images]
+        looks = [self._maps_of(image, category) for image in images]
         if self.components is not None:
             # each tap by itself, as its channels vary in their own range
             for tap in range(len(looks[0])):
@@ -97,7 +97,7 @@ class FeatureModel(BaseModel):
             found = [self._with_second(m, image) for m, image in zip(found, images)]
         return [m[0] for m in found]
 
-    def _first(self, image: Tensor, category: str | None) -> list[Tensor]:
+    def _maps_of(self, image: Tensor, category: str | None) -> list[Tensor]:
         x = self._input(image, self.size)
         maps = self._look(self.backbone, x, category)
         return list(maps if self.neck is None else self.neck(maps, (x.shape[-2], x.shape[-1])))
@@ -121,7 +121,7 @@ class FeatureModel(BaseModel):
         inner = getattr(backbone, 'backbone', backbone)  # of a CachedBackbone
         mean, std = (getattr(inner, name, None) for name in ('image_mean', 'image_std'))
         if mean is None:
-            mean, std = (rgb.new_tensor(values).view(3, 1, 1) for values in IMAGENET)
+            mean, std = (rgb.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
         x = ((rgb.flip(1) if getattr(inner, 'bgr', False) else rgb) - mean) / std
         with contextlib.ExitStack() as stack:
             if self.prompt is not None and hasattr(backbone, 'prompted'):
