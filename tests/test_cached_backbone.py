@@ -117,6 +117,12 @@ def test_stock_networks():
     maps = small(torch.randn(2, 3, 32, 32))
     assert [m.shape[1] for m in maps] == small.out_channels == [64, 512]
     assert [32 // m.shape[-1] for m in maps] == small.out_strides == [1, 8]
+    laid = timm_backbone(small_images=True, out_indices=[1, 4], channels_last=True)
+    laid.load_state_dict(small.state_dict())
+    image = torch.randn(2, 3, 32, 32)
+    for a, b in zip(small.eval()(image), laid.eval()(image)):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert laid(image)[0].is_contiguous(memory_format=torch.channels_last)
     plain = timm_backbone()
     assert plain(torch.randn(2, 3, 64, 64))[0].shape == (2, 512, 2, 2) and plain.out_strides == [32]
     vit = timm_backbone('vit_tiny_patch16_224', model_args=dict(img_size=64, patch_size=8))

@@ -1,5 +1,5 @@
 # ResNet-20 (He et al. 2016, section 4.2), from scratch on the same labels, with crops: a network that a CPU can train.
 _base_ = ['r18_linear_30e_cifar10-32x32.py']
-model = dict(backbone=dict(model_args=dict(layers=[3, 3, 3], channels=[16, 32, 64])))
+model = dict(backbone=dict(channels_last=True, model_args=dict(layers=[3, 3, 3], channels=[16, 32, 64])))
 train_cfg = dict(max_epochs=15)
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=15, convert_to_iter_based=True)]
