@@ -15,8 +15,8 @@ from mmdiffrep.registry import MODELS
 def cached(tiny_config, inner=None, **kwargs):
     backbone = dict(
         type='mmdiffrep.DiffusionBackbone', denoiser=dict(type='mmdiffrep.PixelUNet', config=tiny_config, random_seed=0),
-        taps=['mid_block', 'up_blocks.1'], timesteps=[10, 100], image_mean=[0] * 3, image_std=[1] * 3, **(inner or {}),
-    )  # fmt: skip
+        taps=['mid_block', 'up_blocks.1'], timesteps=[10, 100], image_mean=[0] * 3, image_std=[1] * 3,
+    ) | (inner or {})  # fmt: skip
     return MODELS.build(dict(type='mmdiffrep.CachedBackbone', backbone=backbone, **kwargs))
 
 
@@ -66,13 +66,75 @@ def test_a_folder_serves_later_runs_of_the_same_backbone(tiny_config, images, tm
     seen = counted(other)
     other(images)
     assert sum(seen) == 5
-    for file in sorted(tmp_path.glob('*.maps'))[:4]:
-        file.write_bytes(file.read_bytes()[:-7])
+    for file in tmp_path.glob('*.shard'):
+        file.write_bytes(file.read_bytes()[:-77])
     damaged = cached(tiny_config, folder=tmp_path)
-    with pytest.warns(UserWarning, match='cut short. The maps are computed anew'):
+    seen = counted(damaged)
+    with pytest.warns(UserWarning, match='cut short.*that is not used'):
         again = damaged(images)
-        others = cached(tiny_config, dict(noise=dict(kind='shared', seed=1)), folder=tmp_path)(images)
-    assert close(maps, again) and len(others) == 4
+    assert close(maps, again) and sum(seen) == 1
+
+
+def test_what_another_process_evicts_is_looked_at_again(tiny_config, images, tmp_path):
+    model = cached(tiny_config, folder=tmp_path)
+    maps = model(images)
+    model.store.close()
+    for file in tmp_path.glob('*.shard'):
+        file.unlink()
+    seen = counted(model)
+    assert close(maps, model(images)) and sum(seen) == 5
+    assert close(maps, model(images)) and sum(seen) == 5
+
+
+INGREDIENTS = {
+    'taps': dict(taps=['mid_block', 'up_blocks.0']), 'their order': dict(taps=['up_blocks.1', 'mid_block']), 'timesteps': dict(timesteps=[10, 101]),
+    'the seed of the noise': dict(noise=dict(seed=1)), 'its kind': dict(noise=dict(kind='per_image')), 'no noise': dict(noise=dict(kind='none')),
+    'its draws': dict(noise=dict(draws=2)), 'mean': dict(image_mean=[1, 0, 0]), 'std': dict(image_std=[2, 1, 1]), 'order of channels': dict(bgr=True),
+    'windows': dict(windows=dict(size=16)), 'precision of the network': dict(dtype='bf16'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', [*INGREDIENTS, 'weights', 'a weight in memory', 'schedule', 'a version', 'precision kept', 'the image'])
+def test_any_other_ingredient_is_another_entry(name, tiny_config, images, tmp_path, monkeypatch):
+    cached(tiny_config, folder=tmp_path)(images[:2])
+    again = cached(tiny_config, folder=tmp_path)
+    seen = counted(again)
+    again(images[:2])
+    assert not seen
+    denoiser = dict(type='mmdiffrep.PixelUNet', config=tiny_config, random_seed=0)
+    inner, outer, asked = INGREDIENTS.get(name, {}), {}, images[:2]
+    if name == 'weights':
+        inner = dict(denoiser=dict(denoiser, random_seed=1))
+    elif name == 'schedule':
+        inner = dict(denoiser=dict(denoiser, schedule=dict(_class_name='DDPMScheduler', beta_end=0.03)))
+    elif name == 'precision kept':
+        outer = dict(dtype='fp32')
+    elif name == 'a version':
+        monkeypatch.setattr('mmdiffrep.models.kept_features.metadata.version', lambda name: '99')
+    elif name == 'the image':
+        asked = asked.clone()
+        asked[:, 0, 0, 0] += 1
+    other = cached(tiny_config, inner, folder=tmp_path, **outer)
+    if name == 'a weight in memory':
+        with torch.no_grad():
+            next(other.backbone.denoiser.parameters()).view(-1)[0] += 1e-3
+    seen = counted(other)
+    other(asked)
+    assert sum(seen) == 2
+
+
+def test_a_text_is_an_ingredient(small_sd_config, images, tmp_path):
+    def looked(class_names):
+        denoiser = dict(type='mmdiffrep.StableDiffusion', config=small_sd_config, random_seed=0, class_names=class_names)
+        backbone = dict(
+            type='mmdiffrep.DiffusionBackbone', denoiser=denoiser, taps=['mid_block'], image_mean=[0] * 3, image_std=[1] * 3,
+        )  # fmt: skip
+        model = MODELS.build(dict(type='mmdiffrep.CachedBackbone', backbone=backbone, folder=str(tmp_path)))
+        seen = counted(model)
+        model(images[:1])
+        return sum(seen)
+
+    assert [looked(['a']), looked(['a']), looked(['a', 'b'])] == [1, 0, 1]
 
 
 def test_memory_is_bounded(tiny_config, images):

@@ -37,6 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
     parser.add_argument('--cache', required=True, metavar='FOLDER', help='where features are kept')
+    parser.add_argument('--cache-limit', type=float, metavar='GIB', help='that the folder may take: the least recently used features go first')
     parser.add_argument('--views', type=int, metavar='K', help='K fixed views of each training image')
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=['train', 'val'], help='default: train val')
     parser.add_argument('--batch-size', type=int, help="images at once; default: the config's")
@@ -94,7 +95,7 @@ def extract(args: argparse.Namespace) -> None:
     cfg = Config.fromfile(cli.existing_config(args.config))
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
-    with_cache(cfg, args.cache, args.views)
+    with_cache(cfg, args.cache, args.views, limit=args.cache_limit)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     device = chosen_device(args.device)
     preprocessor = MODELS.build(cfg.model.data_preprocessor).to(device)

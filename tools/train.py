@@ -33,6 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--cache', metavar='FOLDER', help='keep features of the frozen backbone there: it looks at each image once, whatever trains behind it'
     )
+    parser.add_argument('--cache-limit', type=float, metavar='GIB', help='that the folder may take: the least recently used features go first')
     parser.add_argument(
         '--views', type=int, metavar='K', help='with --cache: K fixed views of each training image instead of endless random crops'
     )
@@ -50,10 +51,10 @@ def prepare(args: argparse.Namespace):
         cfg.load_from = None if args.resume == 'auto' else resumable(args.resume)
     elif cfg.get('load_from'):
         cfg.load_from = cli.existing_checkpoint(cfg.load_from)
-    if args.views is not None and args.cache is None:
-        raise ValueError('--views is for kept features: give --cache FOLDER, too')
+    if args.cache is None and (args.views is not None or args.cache_limit is not None):
+        raise ValueError('--views and --cache-limit are for kept features: give --cache FOLDER, too')
     if args.cache is not None:
-        with_cache(cfg, args.cache, args.views)
+        with_cache(cfg, args.cache, args.views, limit=args.cache_limit)
     if args.amp is not None:
         use_amp(cfg, args.amp)
     return cfg

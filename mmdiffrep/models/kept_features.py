@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from importlib import metadata
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from mmdiffrep.openvocab.hashing import tensor_bytes
+from mmdiffrep.openvocab.hashing import tensor_bytes, weights_hash
 from mmdiffrep.version import __version__
+
+LIBRARIES = ('torch', 'torchvision', 'diffusers', 'numpy', 'timm', 'open_clip_torch', 'mmcv', 'mmcv-lite')
 
 
 def check_frozen(model: Any, who: str = 'a PixelEnsemble') -> None:
@@ -35,11 +38,9 @@ def check_frozen(model: Any, who: str = 'a PixelEnsemble') -> None:
 
 
 def backbone_mark(model: Any) -> str:
-    """Names what decides the features of an image: structure, settings, weights, versions, device."""
-    import diffusers
-
+    """Names what decides the features of an image: structure, settings, weights as they are in memory, versions, device."""
     found = hashlib.sha256()
-    parts: list[Any] = [torch.__version__, diffusers.__version__, __version__]
+    parts: list[Any] = [versions()]
     for name in ('backbone', 'neck'):
         part = getattr(model, name, None)
         if part is None:
@@ -50,6 +51,15 @@ def backbone_mark(model: Any) -> str:
             found.update(f'{key} {value.dtype} {value.device.type}'.encode() + tensor_bytes(value))
     found.update(repr(parts).encode())
     return found.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of the libraries that features are computed with."""
+    found = dict(mmdiffrep=__version__)
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _settings(part: Any) -> dict[str, str]:
@@ -74,4 +84,5 @@ def _settings(part: Any) -> dict[str, str]:
             repr(denoiser.schedule.to_config()),
         )
         told['dtype'] = str(next(denoiser.network.parameters()).dtype)
+        told['values'] = weights_hash(denoiser)  # outside the module tree, and perhaps not what its files hold
     return told

@@ -18,13 +18,16 @@ ENDLESS = (
 )  # fmt: skip
 
 
-def with_cache(cfg: Config, folder: str | os.PathLike[str], views: int | None = None, dtype: str = 'fp16') -> Config:
+def with_cache(
+    cfg: Config, folder: str | os.PathLike[str], views: int | None = None, dtype: str = 'fp16', limit: float | None = None
+) -> Config:
     """Let ``cfg.model.backbone`` be a ``CachedBackbone`` of what it was; its trained adapter stays trained, behind the kept maps.
 
     Args:
         folder: where maps are kept.
         views: each training image has so many fixed views (``FixedViews``) instead of endlessly many.
         dtype: of the kept maps: ``'fp16'`` or ``'fp32'``.
+        limit: GiB that the folder may take; see :class:`CachedBackbone`.
 
     Raises:
         ValueError: features that may not be kept: of a backbone that is trained, has a trained conditioner, or draws fresh noise; random crops
@@ -35,11 +38,11 @@ def with_cache(cfg: Config, folder: str | os.PathLike[str], views: int | None = 
         raise ValueError('the config has no model.backbone whose features could be kept')
     kind = type_name(backbone)
     if kind == 'CachedBackbone':
-        backbone.folder, backbone.dtype = str(folder), dtype
+        backbone.folder, backbone.dtype, backbone.limit = str(folder), dtype, limit
     else:
         _check(backbone, kind)
         inner = backbone.to_dict() if hasattr(backbone, 'to_dict') else dict(backbone)
-        outer: dict[str, Any] = dict(type='mmdiffrep.CachedBackbone', folder=str(folder), dtype=dtype)
+        outer: dict[str, Any] = dict(type='mmdiffrep.CachedBackbone', folder=str(folder), dtype=dtype, limit=limit)
         if inner.get('adapter'):
             outer['adapter'] = inner.pop('adapter')
         cfg.model.backbone = dict(outer, backbone=inner)

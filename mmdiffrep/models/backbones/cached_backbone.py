@@ -34,6 +34,7 @@ class CachedBackbone(BaseModule):
         dtype: ``'fp16'`` or ``'fp32'``.
         adapter: config of a trained adapter behind the kept maps, which :class:`DiffusionBackbone` would have as its own.
         memory: GiB of maps that are kept in memory at most; beyond it images are computed each time. Not of ``folder``.
+        limit: GiB that ``folder`` may take; features of other backbones that were used least recently go first.
 
     Raises:
         ValueError: at the first look: a backbone that is trained or draws fresh noise.
@@ -46,16 +47,17 @@ class CachedBackbone(BaseModule):
         dtype: str = 'fp16',
         memory: float = 4.0,
         adapter: Mapping[str, Any] | None = None,
+        limit: float | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        FeatureStore('', None, dtype)  # what does not fit is reported when the config is read
+        FeatureStore('', None, dtype, limit=limit)  # what does not fit is reported when the config is read
         self.backbone = MODELS.build(backbone)
         self.adapter = None
         if adapter is not None:
             self.adapter = build_adapter(adapter, self.backbone.tap_infos)
             self.out_channels, self.out_strides = list(self.adapter.out_channels), list(self.adapter.out_strides)
-        self.folder, self.dtype, self.memory = folder, dtype, memory
+        self.folder, self.dtype, self.memory, self.limit = folder, dtype, memory, limit
         self.store: FeatureStore | None = None
         self._numbers: dict[str, int] = {}
         self._full = False
@@ -87,40 +89,42 @@ class CachedBackbone(BaseModule):
     def kept(self, image: Tensor) -> tuple[Tensor, ...]:
         """The backbone's maps, before the adapter."""
         store = self._opened()
+        size = (image.shape[-2], image.shape[-1])
         keys = [content_key(x) for x in image]
-        missing = {key: i for i, key in enumerate(keys) if key not in self._numbers}
-        fresh: dict[str, list[Tensor]] = {}
+        rows: dict[str, list[Tensor]] = {}
+        missing = {}
+        for i, key in enumerate(keys):
+            if key not in self._numbers and (number := store.find(key, size)) is not None:
+                self._numbers[key] = number
+            if key in self._numbers:
+                rows[key] = self._read(store, key)
+            if not rows.get(key):
+                missing[key] = i
         if missing:
-            fresh = self._looked(store, image, missing)
-        rows = [fresh[key] if key in fresh else store.images[self._numbers[key]].maps for key in keys]
+            batch = self.backbone(image[list(missing.values())])
+            for k, key in enumerate(missing):
+                rows[key] = store.laid_out([m[k] for m in batch])
+                number = store.put(key, size, rows[key])
+                if self._room(store):
+                    self._numbers[key] = number
+                else:
+                    store.drop_last()
         return tuple(
-            torch.stack(list(maps)).to(image.device, image.dtype).permute(0, 3, 1, 2) for maps in zip(*rows)
+            torch.stack(list(maps)).to(image.device, image.dtype).permute(0, 3, 1, 2) for maps in zip(*(rows[key] for key in keys))
         )
 
-    def _looked(self, store: FeatureStore, image: Tensor, missing: dict[str, int]) -> dict[str, list[Tensor]]:
-        """Maps of the images that are not kept: from their files, or computed in one batch."""
-        size = (image.shape[-2], image.shape[-1])
-        needed = [key for key in missing if self.folder is None or not store.path(key).exists()]
-        computed: dict[str, list[Tensor]] = {}
-        if needed:
-            batch = self.backbone(image[[missing[key] for key in needed]])
-            computed = {key: [m[i] for m in batch] for i, key in enumerate(needed)}
-        fresh = {}
-        for key, i in missing.items():
-
-            def maps(key: str = key, i: int = i) -> list[Tensor]:
-                # a damaged file is computed anew
-                return computed.get(key) or [m[0] for m in self.backbone(image[i : i + 1])]
-
-            number = store.add(key, size, maps)
-            if self.folder is None and not self._room(store):
-                fresh[key] = store.images.pop().maps
-            else:
-                self._numbers[key] = number
-        return fresh
+    def _read(self, store: FeatureStore, key: str) -> list[Tensor]:
+        try:
+            return store.images[self._numbers[key]].maps
+        except OSError:  # another process has made room: look again
+            del self._numbers[key]
+            return []
 
     def _room(self, store: FeatureStore) -> bool:
-        if self._full or store.bytes > self.memory * GIB:  # of the image that was just added, too
+        """Whether the image that was just added may stay."""
+        if self.folder is not None:
+            return store.images[-1].record is not None
+        if self._full or store.bytes > self.memory * GIB:
             if not self._full:
                 self._full = True
                 warnings.warn(
@@ -135,7 +139,7 @@ class CachedBackbone(BaseModule):
         if self.store is None:
             model = SimpleNamespace(backbone=self.backbone)
             check_frozen(model, 'a CachedBackbone')
-            self.store = FeatureStore(backbone_mark(model), self.folder, self.dtype)
+            self.store = FeatureStore(backbone_mark(model), self.folder, self.dtype, limit=self.limit)
         return self.store
 
     def __getstate__(self) -> dict[str, Any]:
