@@ -200,6 +200,9 @@ def prepare_cpu_ddp(cfg: Any) -> None:
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     ) | (cfg.get('model_wrapper_cfg') or {})
+    strategy = cfg.get('strategy') or {}
+    if strategy.get('type') == 'FSDPStrategy':  # gives the wrapper a device number, and torch's FSDP takes the CPU only when told so
+        strategy.setdefault('model_wrapper', dict(type='MMFullyShardedDataParallel')).setdefault('device_id', torch.device('cpu'))
 
 
 def has_accelerator() -> bool:

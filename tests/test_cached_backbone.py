@@ -167,7 +167,26 @@ def test_copies_do_not_carry_the_maps(tiny_config, images):
     model = cached(tiny_config)
     model(images)
     assert copy.deepcopy(model).store is None and len(model.store) == 5
-    assert set(model.state_dict()) == {'backbone.holder.frozen_digest'}
+
+
+def test_checkpoints_fit_with_and_without_a_cache(tiny_config, images):
+    model = cached(tiny_config, adapter=dict(type='mmdiffrep.LayerMixing', out_channels=8, groups=2))
+    plain = MODELS.build(
+        dict(
+            type='mmdiffrep.DiffusionBackbone', denoiser=dict(type='mmdiffrep.PixelUNet', config=tiny_config, random_seed=0),
+            taps=['mid_block', 'up_blocks.1'], timesteps=[10, 100], adapter=dict(type='mmdiffrep.LayerMixing', out_channels=8, groups=2),
+            image_mean=[0] * 3, image_std=[1] * 3,
+        )
+    )  # fmt: skip
+    assert plain.load_state_dict(model.state_dict()) and model.load_state_dict(plain.state_dict())
+    assert model.state_dict().keys() == plain.state_dict().keys() and 'holder.frozen_digest' in model.state_dict()
+    with torch.no_grad():
+        assert close(model(images), plain(images))
+    other = cached(tiny_config, dict(denoiser=dict(type='mmdiffrep.PixelUNet', config=tiny_config, random_seed=1)))
+    with pytest.raises(ValueError, match='other frozen diffusion weights'):
+        model.load_state_dict(other.state_dict(), strict=False)
+    stock = MODELS.build(dict(type='mmdiffrep.CachedBackbone', backbone=dict(type='mmdiffrep.TimmBackbone', model='resnet10t', frozen=True)))
+    assert stock.load_state_dict(timm_backbone('resnet10t').state_dict())
 
 
 def timm_backbone(model='resnet18', **kwargs):

@@ -37,6 +37,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--views', type=int, metavar='K', help='with --cache: K fixed views of each training image instead of endless random crops'
     )
+    parser.add_argument(
+        '--fsdp', action='store_true', help='with a launcher: split trained weights, gradients and optimizer over the processes (FSDP)'
+    )
     cli.add_arguments(parser)
     return parser
 
@@ -57,6 +60,8 @@ def prepare(args: argparse.Namespace):
         with_cache(cfg, args.cache, args.views, limit=args.cache_limit)
     if args.amp is not None:
         use_amp(cfg, args.amp)
+    if args.fsdp:
+        use_fsdp(cfg)
     return cfg
 
 
@@ -85,6 +90,16 @@ def use_amp(cfg, precision: str) -> None:
         )
     wrapper.type = 'mmengine.AmpOptimWrapper'
     wrapper.dtype, wrapper.loss_scale = AMP_TYPES[precision]
+
+
+def use_fsdp(cfg) -> None:
+    """mmengine's FSDP strategy; checkpoints hold whole weights, as without it."""
+    if cfg.get('launcher', 'none') == 'none':
+        raise ValueError('--fsdp splits a training over processes: start it by tools/dist_train.sh CONFIG NUMBER --fsdp')
+    cfg.runner_type = 'FlexibleRunner'
+    wrapper = dict(type='MMFullyShardedDataParallel', use_orig_params=True)
+    cfg.strategy = dict(type='FSDPStrategy', state_dict_cfg='full', model_wrapper=wrapper)
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='mmdiffrep.ShardedClipHook')]
 
 
 def main(argv: list[str] | None = None) -> None:

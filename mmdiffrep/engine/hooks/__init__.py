@@ -10,6 +10,7 @@ from .sample_hook import SampleHook
 from .save_clip_hook import SaveClipHook
 from .save_diffusers_hook import SaveDiffusersHook
 from .save_masks import SaveMasksHook
+from .sharded_clip_hook import ShardedClipHook
 
 __all__ = [
     'ConfusionMatrixHook',
@@ -22,4 +23,5 @@ __all__ = [
     'SaveClipHook',
     'SaveDiffusersHook',
     'SaveMasksHook',
+    'ShardedClipHook',
 ]

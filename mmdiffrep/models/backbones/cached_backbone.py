@@ -58,6 +58,8 @@ class CachedBackbone(BaseModule):
             self.adapter = build_adapter(adapter, self.backbone.tap_infos)
             self.out_channels, self.out_strides = list(self.adapter.out_channels), list(self.adapter.out_strides)
         self.folder, self.dtype, self.memory, self.limit = folder, dtype, memory, limit
+        self._register_state_dict_hook(_as_uncached)
+        self._register_load_state_dict_pre_hook(self._from_uncached)
         self.store: FeatureStore | None = None
         self._numbers: dict[str, int] = {}
         self._full = False
@@ -113,6 +115,12 @@ class CachedBackbone(BaseModule):
             torch.stack(list(maps)).to(image.device, image.dtype).permute(0, 3, 1, 2) for maps in zip(*(rows[key] for key in keys))
         )
 
+    def _from_uncached(self, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        """Checkpoints are those of the backbone alone, so that they fit with and without a cache."""
+        for name in list(self.backbone.state_dict()):
+            if prefix + name in state_dict:
+                state_dict[f'{prefix}backbone.{name}'] = state_dict.pop(prefix + name)
+
     def _read(self, store: FeatureStore, key: str) -> list[Tensor]:
         try:
             return store.images[self._numbers[key]].maps
@@ -147,3 +155,9 @@ class CachedBackbone(BaseModule):
 
     def extra_repr(self) -> str:
         return f'folder={self.folder}, dtype={self.dtype}'
+
+
+def _as_uncached(module: CachedBackbone, state_dict: dict[str, Tensor], prefix: str, _metadata: Any) -> None:
+    inner = f'{prefix}backbone.'
+    for name in [name for name in state_dict if name.startswith(inner)]:
+        state_dict[prefix + name[len(inner) :]] = state_dict.pop(name)
