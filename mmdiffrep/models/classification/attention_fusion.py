@@ -97,11 +97,12 @@ class AttentionFusion(BaseModule):
         # timesteps share all weights: they are more images
         x = torch.cat([self._tokens(k, torch.cat(list(maps[k::taps]))) for k in range(taps)], 1)
         x = torch.cat([self.cls.expand(len(x), -1, -1).to(x), x], 1)
-        for block in self.blocks:
+        for k, block in enumerate(self.blocks):
+            rows = 1 if k == len(self.blocks) - 1 else None  # of the last block only the class token is read
             if self.with_cp and torch.is_grad_enabled():
-                x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+                x = torch.utils.checkpoint.checkpoint(block, x, rows, use_reentrant=False)
             else:
-                x = block(x)
+                x = block(x, rows)
         return self.fc(x[:, 0].view(steps, batch, -1).transpose(0, 1).flatten(1))
 
     def _tokens(self, k: int, m: Tensor) -> Tensor:
@@ -120,11 +121,21 @@ class Block(nn.Module):
         width = int(dim * mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, dim) -> the same."""
-        q, k, v = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+    def forward(self, x: Tensor, rows: int | None = None) -> Tensor:
+        """(B, N, dim) -> the same; with ``rows`` the first so many tokens alone, (B, rows, dim), which still see all."""
+        normed = self.norm1(x)
+        if rows is None:
+            q, k, v = self._heads(self.qkv(normed), 3)
+        else:
+            x, dim = x[:, :rows], x.shape[2]
+            [q] = self._heads(F.linear(normed[:, :rows], self.qkv.weight[:dim]), 1)
+            k, v = self._heads(F.linear(normed, self.qkv.weight[dim:]), 2)
         x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm2(x))
+
+    def _heads(self, x: Tensor, parts: int) -> Tensor:
+        """(B, N, parts · dim) -> (parts, B, heads, N, dim / heads)."""
+        return x.unflatten(2, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
 
 def _sizes(
