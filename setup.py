@@ -62,7 +62,8 @@ EXTRAS = {
     'phrases': ['spacy>=3.5'],  # and its model: python -m spacy download en_core_web_sm
     'page': ['gradio>=5'],  # tools/match_page.py
     'probes': ['scikit-learn>=1.2'],
-    'tests': ['pytest>=7', 'scikit-learn>=1.2', 'scikit-image>=0.20', 'pytest-xdist>=3', 'hypothesis>=6'],
+    'quant': ['torchao>=0.10'],  # DiffusionBackbone(quantise='int8')
+    'tests': ['pytest>=7', 'scikit-learn>=1.2', 'scikit-image>=0.20', 'pytest-xdist>=3', 'hypothesis>=6', 'torchao>=0.10'],
     'dev': ['ruff>=0.5', 'mypy>=1.8', 'pre-commit', 'pytest-cov'],
 }
 EXTRAS['all'] = [r for extra in ('mmseg', 'mmdet', 'openvocab') for r in EXTRAS[extra]]

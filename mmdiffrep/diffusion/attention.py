@@ -46,6 +46,11 @@ def attention_probs(
 
 def check_attention(path: str, module: nn.Module) -> None:
     """ValueError where a module has no queries and keys of its own."""
+    if getattr(module, 'fused_projections', False):
+        raise ValueError(
+            f"tap {path + ':probs'!r}: this attention's projections were fused, so its queries and keys are not to be seen. "
+            'Leave fuse_qkv out'
+        )
     needed = ('to_q', 'to_k', 'heads', 'scale')
     if not all(getattr(module, name, None) is not None for name in needed):
         raise ValueError(
@@ -55,11 +60,6 @@ def check_attention(path: str, module: nn.Module) -> None:
     if getattr(module, 'added_kv_proj_dim', None) is not None:
         raise ValueError(
             f'tap {path + ":probs"!r}: this attention joins text and image in its keys, for which probabilities are not offered'
-        )
-    if getattr(module, 'fused_projections', False):
-        raise ValueError(
-            f"tap {path + ':probs'!r}: this attention's projections were fused, so its queries and keys are not to be seen. "
-            'Call unfuse_qkv_projections() on the network first'
         )
 
 

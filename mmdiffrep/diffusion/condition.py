@@ -26,6 +26,14 @@ class Condition:
             told[field.name] = value
         return Condition(**told)
 
+    def rows(self, part: slice) -> Condition:
+        """What is said to some of the images."""
+        told = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            told[field.name] = value[part] if value is not None and (len(value) > 1 or field.name == 'class_ids') else value
+        return Condition(**told)
+
 
 @dataclass
 class Latent:

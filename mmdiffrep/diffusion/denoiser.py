@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .compiled import CompiledTaps
 from .condition import Condition, Latent
 from .schedules import NoiseSchedule
 from .session import TapSession
@@ -33,7 +35,19 @@ class Denoiser(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._session: TapSession | None = None
+        self._compiled: CompiledTaps | None = None
         self._trace_cache: dict[tuple[int, int], list[TraceEvent]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Denoiser:
+        """A copy, an EMA's say, is not compiled."""
+        clone = self.__class__.__new__(self.__class__)
+        memo[id(self)] = clone
+        left = ('_compiled', '_compiled_call_impl')
+        clone.__dict__.update({name: copy.deepcopy(value, memo) for name, value in vars(self).items() if name not in left})
+        clone._compiled = clone._compiled_call_impl = None
+        if self._compiled is not None:
+            self._compiled.leave(clone.network)
+        return clone
 
     # ---- what a family implements -------------------------------------------------------------------------
 
@@ -131,8 +145,13 @@ class Denoiser(nn.Module):
                 'with a FeatureExtractor'
             )
         added = self._additions(condition, inject or {})
+        if self._compiled is not None and not added and self._compiled.taps == set(names):
+            found = self._compiled(lambda: self.run(x_t, t, condition))
+            maps = {name: value for tap, value in found.items() for name in names[tap]}
+            self.check_maps(maps, list(taps))
+            return maps
         session = TapSession(self.network, names, added)
-        with self._reading(session):
+        with self._reading(session), self._uncompiled():
             self.run(x_t, t, condition)
         idle = [str(tap) for tap in added if tap not in session.injected]
         if idle:
@@ -143,6 +162,18 @@ class Denoiser(nn.Module):
         maps = {name: value for tap, value in session.captured.items() for name in names[tap]}
         self.check_maps(maps, list(taps))
         return maps
+
+    def compile(self, taps: Sequence[str], **how: Any) -> None:  # type: ignore[override]
+        """Compile looks that read ``taps``, all of them; see :class:`CompiledTaps`. Other looks run as before.
+
+        Raises:
+            ValueError: what cannot be compiled.
+        """
+        moving = [self.tap(name) for name in taps if not self.is_static(name)]
+        self._compiled = CompiledTaps(self.network, moving, **how)
+
+    def _uncompiled(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._compiled is None else self._compiled.aside()
 
     def _additions(
         self, condition: Condition | None, inject: Mapping[str, Tensor]
@@ -221,7 +252,7 @@ class Denoiser(nn.Module):
         """Every module side that a forward passes at an image size (H, W), found without arithmetic."""
         self.check_image_size(image_size)
         if image_size not in self._trace_cache:
-            with torch.no_grad():
+            with torch.no_grad(), self._uncompiled():
                 self._trace_cache[image_size] = trace(
                     self.network, lambda: run_on_meta(self, image_size)
                 )
@@ -283,7 +314,7 @@ class Denoiser(nn.Module):
         session = TapSession(self.network, wanted, stop=False)
         try:
             self.network.requires_grad_(True)
-            with torch.enable_grad(), session():
+            with torch.enable_grad(), session(), self._uncompiled():
                 run_on_fakes(self, (self.divisor * 2, self.divisor * 2))
         finally:
             for name, p in parameters.items():

@@ -5,7 +5,7 @@ Network: diffusers' ``DiTTransformer2DModel``. Weights: facebook/DiT-XL-2-256 an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,6 +74,10 @@ class DiT(LatentDenoiser):
     @property
     def network(self) -> nn.Module:
         return self.transformer
+
+    def compile(self, taps: Sequence[str], **how: Any) -> None:  # type: ignore[override]
+        """ValueError: looks end by an exception, which no graph holds."""
+        raise ValueError('compile is for U-Nets: a DiT is not compiled here, leave it out')
 
     def run(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> None:
         """Up to the last linear layer: diffusers' un-patchify takes the square root of the number of tokens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -25,7 +26,8 @@ class FeatureExtractor:
         taps: tap strings or paper aliases, each place once.
         timesteps: one or several, in the schedule's units.
         noise: which noise; its draws are averaged.
-        looks: so many noised images go into the network at once where an image has several draws.
+        looks: so many noised images go into the network at once where an image has several timesteps or draws. Where memory runs out
+            without gradients, a look is split, with a warning, and later ones too.
 
     The maps come t-major: every tap at the first timestep, then at the second. Taps of an autoencoder do not depend on the
     timestep; they are read once and stand among the first timestep's.
@@ -46,6 +48,8 @@ class FeatureExtractor:
             raise ValueError(f'looks={looks!r}: give a whole number of at least 1')
         self.denoiser = denoiser
         self.looks = looks
+        self.most: int | None = None  # noised images at once, where more did not fit
+        self._told = False
         self.noise = noise or NoisePolicy()
         self.taps = _distinct(denoiser, listed(taps))
         self.timesteps = _checked(denoiser, timesteps)
@@ -102,40 +106,70 @@ class FeatureExtractor:
             assert latent is not None
             if condition is None:
                 condition = self.denoiser.default_condition(len(rgb))
-            for t in self.timesteps:
-                for name, value in zip(self.moving, self._at(latent, t, keys, condition)):
-                    found[t, name] = value
+            found.update(self._moving_maps(latent, keys, condition))
         return [found[key] for key in self.order]
 
     def look(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> dict[str, Tensor]:
         """One look at noised images: each moving tap's map."""
         return self.denoiser.features(x_t, t, condition, self.moving)
 
-    def _at(
-        self, latent: Latent, timestep: float, keys: list[int] | None, condition: Condition | None
-    ) -> list[Tensor]:
-        """The moving taps' maps at one timestep, averaged over the draws of noise."""
+    def _moving_maps(
+        self, latent: Latent, keys: list[int] | None, condition: Condition | None
+    ) -> dict[tuple[float, str], Tensor]:
+        """The moving taps' maps at every timestep, averaged over the draws of noise."""
         batch = latent.mean.shape[0]
-        # several draws of a small batch fill a device as one large batch does; the autoencoder is not asked again
-        together = max(1, min(self.noise.draws, self.looks // batch))
-        total: list[Tensor] = []
-        for start in range(0, self.noise.draws, together):
-            draws = range(start, min(start + together, self.noise.draws))
-            t = torch.full((batch * len(draws),), timestep, device=latent.mean.device)
-            x_t = torch.cat([self._noised(latent, timestep, draw, keys) for draw in draws])
-            told = (
-                condition
-                if condition is None or len(draws) == 1
-                else condition.repeated(len(draws))
-            )
-            found = self.look(x_t, t, told)
+        # timesteps and draws of a small batch fill a device as one large batch does; the autoencoder is not asked again
+        parts = [(t, draw) for t in self.timesteps for draw in range(self.noise.draws)]
+        together = max(1, min(len(parts), self.looks // batch))
+        total: dict[tuple[float, str], Tensor] = {}
+        for start in range(0, len(parts), together):
+            chunk = parts[start : start + together]
+            times = [step for step, _ in chunk for _ in range(batch)]
+            t = torch.tensor(times, device=latent.mean.device)
+            x_t = torch.cat([self._noised(latent, step, draw, keys) for step, draw in chunk])
+            told = condition if condition is None or len(chunk) == 1 else condition.repeated(len(chunk))
+            maps = self._looked(x_t, t, told)
             for name in self.moving:
-                maps = found[name]
-                if len(draws) > 1:
-                    found[name] = maps.view(len(draws), batch, *maps.shape[1:]).sum(0)
-            maps = [found[name] for name in self.moving]
-            total = maps if not total else [a + b for a, b in zip(total, maps)]
-        return [x / self.noise.draws for x in total] if self.noise.draws > 1 else total
+                for (step, _), m in zip(chunk, maps[name].split(batch)):
+                    total[step, name] = total[step, name] + m if (step, name) in total else m
+        draws = self.noise.draws
+        return {key: x / draws for key, x in total.items()} if draws > 1 else total
+
+    def _looked(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> dict[str, Tensor]:
+        """:meth:`look`, in so many parts as memory needs where no gradient is wanted."""
+        if self.most is not None and len(x_t) > self.most and not torch.is_grad_enabled():
+            return self._in_parts(x_t, t, condition, self.most)
+        try:
+            return self.look(x_t, t, condition)
+        except torch.OutOfMemoryError as error:
+            rows, size = len(x_t), tuple(x_t.shape[1:])
+            if torch.is_grad_enabled():
+                cure = 'a smaller batch, with_cp=True, or a frozen backbone without grad_through'
+                raise torch.OutOfMemoryError(f'{rows} noised images {size} do not fit in a look with gradients: take {cure}. {error}') from error
+            if rows == 1:
+                cure = "dtype='bf16', smaller images, or windows=dict(size=512, batch=1)"
+                raise torch.OutOfMemoryError(f'one noised image {size} does not fit beside the network: take {cure}. {error}') from error
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.most = rows // 2
+        found = self._looked(x_t, t, condition)
+        if not self._told:
+            self._told = True
+            warnings.warn(
+                f'memory ran out with {rows} noised images {size}: at most {self.most} noised images at once from now on (the same maps, slower). '
+                f'looks={self.most}, a smaller batch or windows=dict(batch=…) says so from the beginning',
+                stacklevel=2,
+            )
+        return found
+
+    def _in_parts(self, x_t: Tensor, t: Tensor, condition: Condition | None, most: int) -> dict[str, Tensor]:
+        found: dict[str, list[Tensor]] = {}
+        for start in range(0, len(x_t), most):
+            rows = slice(start, start + most)
+            told = None if condition is None else condition.rows(rows)
+            for name, m in self._looked(x_t[rows], t[rows], told).items():
+                found.setdefault(name, []).append(m)
+        return {name: torch.cat(maps) for name, maps in found.items()}
 
     def _noised(self, latent: Latent, timestep: float, draw: int, keys: list[int] | None) -> Tensor:
         """x_t of the batch with one draw of the noise."""

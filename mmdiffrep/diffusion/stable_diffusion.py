@@ -16,6 +16,7 @@ from .cutting import shorten_unet
 from .latent import LatentDenoiser, column
 from .model_files import ModelFiles, find_model
 from .schedules import build_schedule
+from .speed import remember_text
 from .taps import Tap
 from .text import TextEncoder, class_tokens, load_tokens, tokens_digest
 
@@ -88,6 +89,8 @@ class StableDiffusion(LatentDenoiser):
         if random_seed is None:
             self.read_weights(files)
         self.unet.requires_grad_(False).eval()
+        remember_text(self.unet)
+        self._cast: dict[torch.dtype, tuple[Tensor, int, Tensor]] = {}  # the fixed text in the network's dtype
         self.fingerprint = f'{files.fingerprint(random_seed)} text:{tokens_digest(self.tokens)}'
 
     def _fixed_tokens(
@@ -153,9 +156,18 @@ class StableDiffusion(LatentDenoiser):
         return self.unet(
             self.schedule.network_input(x_t, t).to(dtype),
             self.schedule.network_time(t),
-            encoder_hidden_states=column(tokens.to(x_t.device), len(x_t), dtype),
+            encoder_hidden_states=column(self._in_dtype(tokens.to(x_t.device), dtype), len(x_t), dtype),
             return_dict=False,
         )[0]
+
+    def _in_dtype(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        """The fixed text cast once, so that attentions see the same tensor each time; other tokens as they are."""
+        if tokens is not self.tokens or tokens.dtype == dtype or torch.compiler.is_compiling() or tokens.is_inference():
+            return tokens
+        kept = self._cast.get(dtype)
+        if kept is None or kept[0] is not tokens or kept[1] != tokens._version:
+            kept = self._cast[dtype] = (tokens, tokens._version, tokens.to(dtype))
+        return kept[2]
 
     def shorten(self, last: Tap) -> None:
         shorten_unet(self.unet, last)

@@ -66,6 +66,7 @@ def _settings(part: Any) -> dict[str, str]:
     """A DiffusionBackbone's that its repr does not show."""
     names = (
         'bgr',
+        'switches',
         'class_id',
         'amp_dtype',
         'windows',

@@ -28,6 +28,8 @@ def weights_hash(module: nn.Module, *more: Any) -> str:
     for name, value in sorted(module.state_dict().items()):
         found.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
         if not value.is_meta:
+            if hasattr(value, 'dequantize') and type(value) is not Tensor:
+                value = value.dequantize()  # torchao's
             raw = value.detach().cpu().contiguous().flatten().view(torch.uint8)
             found.update(memoryview(raw.numpy()))
     return f'sha256:{found.hexdigest()}'

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mmdiffrep.diffusion.denoiser import Denoiser
+from mmdiffrep.diffusion.speed import fuse_self_attention, quantise
 from mmdiffrep.diffusion.taps import VARYING, find_module
 from mmdiffrep.registry import MODELS
 
@@ -33,8 +34,10 @@ def set_up(
     with_cp: bool,
     dtype: str | None,
     channels_last: bool,
+    fuse_qkv: bool = False,
+    quantised: str | None = None,
 ) -> torch.dtype | None:
-    """Set what is trained, precision, memory format and checkpointing of the network."""
+    """Set what is trained, precision, memory format, checkpointing and fused or quantised weights of the network."""
     network = denoiser.network
     network.requires_grad_(False)
     parts = [''] if trainable is True else list(trainable or [])
@@ -51,7 +54,26 @@ def set_up(
         network.to(memory_format=torch.channels_last)
     if with_cp:
         denoiser.set_checkpointing(True)
+    if parts and (fuse_qkv or quantised):
+        raise ValueError('fuse_qkv and quantise are for frozen networks, and this one is trained (trainable): leave them out')
+    if fuse_qkv:
+        fuse_self_attention(network)
+        for name in taps:  # a projection may have been fused away
+            denoiser.tap(name)
+    if quantised:
+        quantise(network, quantised)
     return amp_dtype
+
+
+def compile_looks(denoiser: Denoiser, taps: Sequence[str], how: bool | str | Mapping[str, Any], with_cp: bool) -> None:
+    """Let looks that read ``taps`` be compiled; ValueError where they cannot be."""
+    if with_cp:
+        raise ValueError('compile and with_cp were given: a compiled look recomputes nothing, leave one out')
+    settings = dict(how) if isinstance(how, Mapping) else dict(mode=how) if isinstance(how, str) else {}
+    try:
+        denoiser.compile(taps, **settings)
+    except TypeError as error:
+        raise ValueError(f'compile={how!r} does not fit ({error}); allowed: True, a mode, or dict(mode=…, dynamic=…, backend=…)') from error
 
 
 def build_conditioner(

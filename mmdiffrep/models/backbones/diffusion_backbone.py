@@ -22,6 +22,7 @@ from .building import (
     build_conditioner,
     build_denoiser,
     build_windows,
+    compile_looks,
     set_up,
 )
 from .checks import check_image, watch_learning_rate
@@ -50,6 +51,10 @@ class DiffusionBackbone(RgbInput, BaseModule):
         dtype: ``'fp32'``, ``'fp16'``, ``'bf16'``, or None: as the runner runs (its AMP included). A frozen network's weights
             are stored in it; a trained one keeps fp32 weights and runs under autocast.
         channels_last: memory format of the network.
+        compile: compile looks with torch.compile, in one graph: True, a mode (``'reduce-overhead'`` records CUDA graphs), or dict(mode=…,
+            dynamic=…, backend=…). For U-Nets.
+        fuse_qkv: one product for queries, keys and values of each self-attention of a frozen network.
+        quantise: ``'int8'`` or ``'fp8'`` weights of a frozen network's linear layers, by torchao.
         image_mean, image_std: what the data preprocessor subtracted and divided by, in its channel order. The backbone undoes
             it and maps to [-1, 1]. Defaults: ImageNet's, as in stock configs.
         bgr: whether images come as BGR (``bgr_to_rgb=False`` in the data preprocessor).
@@ -60,7 +65,8 @@ class DiffusionBackbone(RgbInput, BaseModule):
         windows: ``dict(size=512, batch=8)``: look at square windows of min(size, short side), each resized to ``size``, ``batch`` at
             once; the adapter's maps (the raw ones without an adapter) are stitched, see :class:`Windows`. Noise, conditioner and
             adapter get each window alone; a window's ``per_image`` noise is seeded by its own pixels. None: the whole image.
-        looks: with several draws of noise: so many noised images go through the network at once. Less memory, the same maps: 1.
+        looks: with several timesteps or draws of noise: so many noised images go through the network at once. Less memory, the same
+            maps: 1. Where memory runs out, looks without gradients are split, with a warning.
         keep_taps: further taps behind which the network is not cut, for whoever reads them.
         pretrained: not used, with a warning: what mmseg hands down from a stock config's ``model.pretrained``.
 
@@ -81,6 +87,9 @@ class DiffusionBackbone(RgbInput, BaseModule):
         with_cp: bool = False,
         dtype: str | None = None,
         channels_last: bool = False,
+        compile: bool | str | Mapping[str, Any] = False,
+        fuse_qkv: bool = False,
+        quantise: str | None = None,
         image_mean: Sequence[float] = IMAGENET_MEAN,
         image_std: Sequence[float] = IMAGENET_STD,
         bgr: bool = False,
@@ -116,7 +125,8 @@ class DiffusionBackbone(RgbInput, BaseModule):
         self.extractor = FeatureExtractor(
             network, taps, timesteps, NoisePolicy(**(noise or {})), looks
         )
-        self.amp_dtype = set_up(network, taps, trainable, with_cp, dtype, channels_last)
+        self.amp_dtype = set_up(network, taps, trainable, with_cp, dtype, channels_last, fuse_qkv, quantise)
+        self.switches = dict(channels_last=channels_last, fuse_qkv=fuse_qkv, quantise=quantise, compile=bool(compile))
         trained = [''] if trainable is True else list(trainable or [])
         self.holder = DenoiserHolder(network, trained)
         self.trains_network = bool(trained)
@@ -129,6 +139,8 @@ class DiffusionBackbone(RgbInput, BaseModule):
         self.tap_infos = self.extractor.infos()
         self.adapter = build_adapter(adapter, self.tap_infos)
         self.windows = build_windows(windows)
+        if compile and self.extractor.moving:
+            compile_looks(network, self.extractor.moving, compile, with_cp)
         source = self.adapter if self.adapter is not None else None
         self.out_channels = list(
             source.out_channels if source is not None else [tap.channels for tap in self.tap_infos]

@@ -52,6 +52,8 @@ class FeedbackBackbone(DiffusionBackbone):
         pairs = _pairs(feedback)
         if not kwargs.get('grad_through', True):
             raise ValueError('grad_through=False would leave the feedback nets untrained: leave it out')
+        if kwargs.get('compile'):
+            raise ValueError('compile is not for feedback, which is added to activations on their way: leave it out')
         kwargs['grad_through'] = True
         super().__init__(denoiser, taps, keep_taps=list(dict.fromkeys([*pairs, *pairs.values()])), **kwargs)
         sources, targets = self._infos(list(pairs)), self._infos(list(pairs.values()))
