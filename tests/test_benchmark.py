@@ -14,12 +14,13 @@ from mmdiffrep.utils.bench import measure as measuring
 from mmdiffrep.utils.bench import published, study
 from mmdiffrep.utils.bench.scenarios import SCENARIOS
 
+ODISE = 'vae.encoder.down_blocks.2.resnets.0:in,up_blocks.0.resnets.2:in,up_blocks.3.resnets.2:in,vae.decoder.up_blocks.1.resnets.1:in'
 ROOT = Path(__file__).parents[1]
 
 
 def settings(model=None, **changes):
     found = dict(
-        model=model, size=32, tap='up_blocks.1', timestep=261, draws=3, looks=2, points=5, calls=1, threads=1, device='cpu', warm_up=0, count=False,
+        model=model, size=32, batch=1, tap='up_blocks.1', timestep=261, draws=3, looks=2, points=5, calls=1, threads=1, device='cpu', warm_up=0, count=False,
     )  # fmt: skip
     return {**found, **changes}
 
@@ -34,6 +35,40 @@ def test_the_published_way_answers_the_same(name, small_sd_config):
         if name == 'head':  # steps change the head
             answers[-1] = case.call()
     assert study.difference(*answers) < 1e-4 and answers[0].keys() == answers[1].keys()
+
+
+@pytest.mark.parametrize('name', ['extraction', 'training', 'windows', 'vpd'])
+def test_whole_networks_answer_the_same(name, tiny_sd_config):
+    config = dict(tiny_sd_config)
+    answers = []
+    for implementation in SCENARIOS[name].implementations[:2]:
+        s = SimpleNamespace(**settings(config, size=128 if name == 'windows' else 64, batch=2, tap=ODISE if name == 'windows' else 'up_blocks.1'))
+        case = SCENARIOS[name].make(implementation, s)
+        with torch.inference_mode(not SCENARIOS[name].learns):
+            answers.append(case.call())
+        if SCENARIOS[name].learns:  # steps change the head alike
+            answers[-1] = case.call()
+    assert answers[0].keys() == answers[1].keys() and len(answers[0]) == dict(extraction=1, training=1, windows=4, vpd=10)[name]
+    assert study.difference(*answers) < 1e-4
+
+
+def test_extraction_of_other_families_answers_the_same(tiny_config, tiny_dit_config):
+    for config, tap in ((tiny_config, 'mid_block,up_blocks.1'), (tiny_dit_config, 'transformer_blocks.1')):
+        answers = []
+        for implementation in ('ours', 'published'):
+            case = SCENARIOS['extraction'].make(implementation, SimpleNamespace(**settings(config, size=256 if 'transformer' in config else 32, tap=tap)))
+            with torch.inference_mode():
+                answers.append(case.call())
+        assert study.difference(*answers) < 1e-4
+
+
+def test_ten_classifiers_learn_the_same():
+    answers = []
+    for implementation in ('ours', 'published'):
+        case = SCENARIOS['ensemble'].make(implementation, SimpleNamespace(**settings()))
+        case.call()
+        answers.append(case.call())
+    assert study.difference(*answers) < 1e-3
 
 
 def test_only_ours_stops_and_encodes_once(small_sd_config):

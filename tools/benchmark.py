@@ -32,6 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument('scenarios', nargs='*', metavar='SCENARIO', help='default: all')
     parser.add_argument('--model', default='sd21', help='architecture, or a folder with configs; default sd21')
     parser.add_argument('--size', type=int, default=256, help="of the images; default 256")
+    parser.add_argument('--batch', type=int, default=1, help='images at once: extraction, training')
     parser.add_argument('--tap', default='up_blocks.1')
     parser.add_argument('--timestep', type=int, default=261)
     parser.add_argument('--draws', type=int, default=8, help='of noise')
@@ -52,11 +53,11 @@ def benchmark(args: argparse.Namespace) -> None:
     unknown = sorted(set(names) - set(SCENARIOS))
     if unknown:
         raise ValueError(f'scenarios {unknown} are unknown; allowed: {list(SCENARIOS)}')
-    counts = {k: getattr(args, k) for k in ('size', 'draws', 'looks', 'points', 'rounds', 'calls', 'threads')}
+    counts = {k: getattr(args, k) for k in ('size', 'batch', 'draws', 'looks', 'points', 'rounds', 'calls', 'threads')}
     if min(counts.values()) < 1:
         raise ValueError(f'{counts} do not fit: give at least 1 of each')
     on_cpu = torch.device(args.device).type == 'cpu'
-    keys = ('model', 'size', 'tap', 'timestep', 'draws', 'looks', 'points', 'calls', 'threads', 'device')
+    keys = ('model', 'size', 'batch', 'tap', 'timestep', 'draws', 'looks', 'points', 'calls', 'threads', 'device')
     settings = {k: getattr(args, k) for k in keys} | dict(warm_up=args.warm_up or (0 if on_cpu else 1))
     peak = study.matrix_peak(args.device, args.threads)
     outcomes, differences = study.run(names, settings, args.rounds, args.stock, lambda line: print(line, file=sys.stderr, flush=True))

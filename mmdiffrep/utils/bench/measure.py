@@ -25,7 +25,7 @@ def measure(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, torch.T
     on_cpu = torch.device(s.device).type == 'cpu'
     clock = time.process_time if on_cpu and s.scenario != 'startup' else time.perf_counter
     case = SCENARIOS[s.scenario].make(s.implementation, s)
-    inference = torch.inference_mode() if s.scenario != 'head' else torch.enable_grad()
+    inference = torch.enable_grad() if SCENARIOS[s.scenario].learns else torch.inference_mode()
     with inference:
         for _ in range(s.warm_up):
             case.call()

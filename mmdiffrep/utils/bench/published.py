@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -65,3 +65,98 @@ def ddpm_seg_pixels(maps: Sequence[Tensor], y: Tensor, x: Tensor, size: tuple[in
     """DDPM-Seg: all maps (C_k, h_k, w_k) are resized to the image and concatenated, then pixels are taken: (n, ΣC_k)."""
     whole = torch.cat([F.interpolate(m[None].float(), size, mode='bilinear')[0] for m in maps])
     return whole[:, y, x].t()
+
+
+def tapped(network: nn.Module, paths: Sequence[str], run: Callable[[], Any]) -> dict[str, Tensor]:
+    """Activations at ``path`` or ``path:in`` in a forward pass that goes to its end."""
+    found: dict[str, Tensor] = {}
+    handles = []
+    for path in paths:
+        place, _, side = path.partition(':')
+        module = network.get_submodule(place)
+
+        def before(_module: Any, inputs: Any, path: str = path) -> None:
+            found.setdefault(path, inputs[0])
+
+        def after(_module: Any, _inputs: Any, output: Any, path: str = path) -> None:
+            found.setdefault(path, output[0] if isinstance(output, tuple) else output)
+
+        handles.append(module.register_forward_pre_hook(before) if side == 'in' else module.register_forward_hook(after))
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def as_map(value: Tensor, x_t: Tensor) -> Tensor:
+    """Tokens (B, N, C) of an input (B, c, h, w) as a map of its proportions."""
+    if value.dim() == 4:
+        return value
+    rows = round((value.shape[1] * x_t.shape[-2] / x_t.shape[-1]) ** 0.5)
+    return value.transpose(1, 2).unflatten(2, (rows, -1))
+
+
+def text_tower(width: int) -> nn.Module:
+    """CLIP ViT-L/14's text tower, random: what ODISE asks at every look, though the answer is the same."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    size = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    if width < 768:  # in a test
+        size = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    return CLIPTextModel(CLIPTextConfig(vocab_size=49408, max_position_embeddings=77, **size)).eval()
+
+
+def odise_window(net: Any, text: nn.Module, window: Tensor, taps: Sequence[str]) -> dict[str, Tensor]:
+    """ODISE: text encoder, autoencoder there and back, and the whole U-Net for one window (1, 3, h, w)."""
+    vae, unet = net.unet.vae, net.unet
+    text(torch.zeros(1, 77, dtype=torch.long, device=window.device))  # the network is told the fixed text, so that answers can be compared
+
+    def run() -> None:
+        mean = vae.encode(window).latent_dist.mean
+        x0 = mean * vae.config.scaling_factor
+        t = torch.zeros(1, dtype=torch.long, device=window.device)
+        x_t = net.schedule.add_noise(x0, NoisePolicy('shared', 0, 1).draw(tuple(x0.shape)).to(x0), t)
+        unet(x_t, t, encoder_hidden_states=net.tokens)
+        vae.decode(mean)
+
+    return tapped(unet, taps, run)
+
+
+class KeptProbs:
+    """VPD's attention: the probabilities of all heads as one tensor, kept."""
+
+    def __init__(self, kept: dict[str, Tensor], name: str) -> None:
+        self.kept, self.name = kept, name
+
+    def __call__(self, attn: Any, x: Tensor, encoder_hidden_states: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+        told = x if encoder_hidden_states is None else encoder_hidden_states
+        q, k, v = (attn.head_to_batch_dim(part) for part in (attn.to_q(x), attn.to_k(told), attn.to_v(told)))
+        probs = (torch.einsum('bid,bjd->bij', q, k) * attn.scale).softmax(-1)
+        if encoder_hidden_states is not None:
+            self.kept[self.name] = probs
+        return attn.to_out[0](attn.batch_to_head_dim(probs @ v))
+
+
+def vpd(
+    unet: Any, x_t: Tensor, t: Tensor, tokens: Tensor, maps: Sequence[str], cross: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """VPD: maps, and cross-attention probabilities averaged over heads as maps (1, L, h, w), from a forward pass that materialises all of them."""
+    kept: dict[str, Tensor] = {}
+    before = dict(unet.attn_processors)
+    unet.set_attn_processor({name: KeptProbs(kept, name.removesuffix('.processor')) for name in before if not name.startswith('vae.')} | {
+        name: processor for name, processor in before.items() if name.startswith('vae.')
+    })  # fmt: skip
+    try:
+        found = tapped(unet, maps, lambda: unet(x_t, t, encoder_hidden_states=tokens.expand(len(x_t), -1, -1)))
+    finally:
+        unet.set_attn_processor(before)
+    return found, {name: as_map(kept[name].mean(0, keepdim=True), x_t) for name in cross}
+
+
+def ddpm_seg_classifier(channels: int, classes: int) -> nn.Sequential:
+    """DDPM-Seg's pixel classifier for fewer than 30 classes."""
+    return nn.Sequential(
+        nn.Linear(channels, 128), nn.ReLU(), nn.BatchNorm1d(128), nn.Linear(128, 32), nn.ReLU(), nn.BatchNorm1d(32), nn.Linear(32, classes)
+    )

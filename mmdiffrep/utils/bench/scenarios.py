@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmdiffrep.diffusion.condition import Condition
@@ -19,16 +18,8 @@ from mmdiffrep.diffusion.pixel_sampling import sample_pixels
 from mmdiffrep.diffusion.stable_diffusion import StableDiffusion
 from mmdiffrep.matching import match_points
 
-from . import published
-
-
-@dataclass
-class Case:
-    """``call`` does the task once, for so many ``images``, and gives what is compared: name -> tensor."""
-
-    call: Callable[[], dict[str, Tensor]]
-    images: int = 1
-    counts_flops: bool = True
+from . import networks, published
+from .case import Case, picture
 
 
 @dataclass(frozen=True)
@@ -48,13 +39,7 @@ class Scenario:
     implementations: tuple[str, ...] = ('ours', 'published')
     same: bool = True
     wanted: float | None = None
-
-
-def picture(size: int, device: str, seed: int = 0) -> Tensor:
-    """A drawn picture with structure, (1, 3, size, size) in [-1, 1]."""
-    g = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(1, 3, 16, 16, generator=g) * 2 - 1
-    return F.interpolate(coarse, (size, size), mode='bicubic').clamp(-1, 1).to(device)
+    learns: bool = False  # it takes gradients
 
 
 def stable_diffusion(s: SimpleNamespace, kept: list[str] | None) -> StableDiffusion:
@@ -196,6 +181,11 @@ SCENARIOS: dict[str, Scenario] = dict(
     pair=Scenario('a pair of images: features of both, points found', pair, wanted=3.0),
     matching=Scenario('points found, after the features', matching, wanted=10.0),
     pixels=Scenario("DDPM-Seg's features of 640 pixels", pixels),
-    head=Scenario('a training step of a head behind a frozen network, from the second epoch on', head, ('ours', 'looking each time'), wanted=20.0),
+    head=Scenario('a training step of a head behind a frozen network, from the second epoch on', head, ('ours', 'looking each time'), wanted=20.0, learns=True),
+    extraction=Scenario('features of a batch of images, one look each', networks.extraction),
+    windows=Scenario("ODISE's features of an image in four windows (model sd15)", networks.windows, wanted=2.0),
+    vpd=Scenario("VPD's maps and cross-attention probabilities (model sd15)", networks.vpd),
+    training=Scenario('a training step of a head on a frozen network that looks each time', networks.training_step, ('ours', 'published', *STOCK), learns=True),
+    ensemble=Scenario("a training step of DDPM-Seg's ten classifiers, 8448 features", networks.ensemble, learns=True),
     startup=Scenario('import mmdiffrep after torch and mmengine', start_up, ('ours', 'nothing'), same=False),
 )
