@@ -63,7 +63,7 @@ EXTRAS = {
     'page': ['gradio>=5'],  # tools/match_page.py
     'probes': ['scikit-learn>=1.2'],
     'quant': ['torchao>=0.10'],  # DiffusionBackbone(quantise='int8')
-    'tests': ['pytest>=7', 'scikit-learn>=1.2', 'scikit-image>=0.20', 'pytest-xdist>=3', 'hypothesis>=6', 'torchao>=0.10'],
+    'tests': ['pytest>=7', 'scikit-learn>=1.2', 'scikit-image>=0.20', 'pytest-xdist>=3', 'hypothesis>=6'],
     'dev': ['ruff>=0.5', 'mypy>=1.8', 'pre-commit', 'pytest-cov'],
 }
 EXTRAS['all'] = [r for extra in ('mmseg', 'mmdet', 'openvocab') for r in EXTRAS[extra]]

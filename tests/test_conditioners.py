@@ -99,7 +99,8 @@ def test_gamma_begins_small_and_is_a_vector():
 
 def test_gamma_zero_is_the_plain_network(build):
     plain, told = build()(picture()), build(conditioner=dict(ADAPTER, gamma=0))(picture())
-    assert all(torch.equal(a, b) for a, b in zip(plain, told))
+    for a, b in zip(plain, told):  # a fixed text is projected as one row, an image's own as many
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     other = build(conditioner=dict(ADAPTER, gamma=1.0))(picture())
     assert not any(torch.allclose(a, b) for a, b in zip(plain, other))
 

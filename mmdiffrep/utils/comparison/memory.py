@@ -37,6 +37,12 @@ def peak_of_process() -> int:
     return _status('VmHWM') or _usage()
 
 
+def resident() -> int:
+    """Bytes of main memory that this process has now, without what is free already."""
+    _return_what_is_free()
+    return _status('VmRSS') or _usage()
+
+
 def forget_peak() -> None:
     """Let the process's peak begin anew at what it has now, without what is free already."""
     _return_what_is_free()
