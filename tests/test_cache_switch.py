@@ -188,6 +188,21 @@ def extract(monkeypatch):
 
 
 @pytest.mark.skipif(not (ROOT / 'tools').is_dir(), reason='the tests do not run in a checkout')
+def test_each_process_of_a_launcher_extracts_its_part(config, extract, tmp_path, capsys, monkeypatch):
+    config().dump(tmp_path / 'config.py')
+    options = [str(tmp_path / 'config.py'), '--cache', str(tmp_path / 'kept'), '--views', '2', '--device', 'cpu']
+    monkeypatch.setenv('WORLD_SIZE', '3')
+    for rank, images in (('0', 3), ('1', 3), ('2', 2)):
+        monkeypatch.setenv('RANK', rank)
+        assert extract(options) == 0
+        assert f'{images} images in' in capsys.readouterr().out
+    monkeypatch.setenv('WORLD_SIZE', '1')
+    monkeypatch.setenv('RANK', '0')
+    assert extract(options) == 0
+    assert ': 0 looked at, 8 kept before' in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not (ROOT / 'tools').is_dir(), reason='the tests do not run in a checkout')
 def test_what_was_extracted_is_trained_on_without_a_look(config, extract, tmp_path, capsys):
     crops = (dict(type='RandomCrop', size=8), dict(type='RandomHorizontalFlip'))
     config(crops).dump(tmp_path / 'config.py')

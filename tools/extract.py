@@ -5,12 +5,16 @@
     python tools/train.py configs/fpn/diffusion_sd15_fpn_1xb8-20k_camvid-320x320.py --cache features --views 4
 
 What is there already is not computed again, so that an interrupted extraction goes on where it was. Images that are mirrored at random are seen in one of
-the two ways; --views K sees K fixed views of each. On several devices: --shard 0/4, --shard 1/4 … each takes its part, into one folder.
+the two ways; --views K sees K fixed views of each. On several devices, all into one folder:
+
+    python -m torch.distributed.run --nproc_per_node=4 tools/extract.py CONFIG --cache features      # each process takes its part
+    python tools/extract.py CONFIG --cache features --shard 1/4                                       # or by hand: the second of four parts
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -42,7 +46,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=['train', 'val'], help='default: train val')
     parser.add_argument('--batch-size', type=int, help="images at once; default: the config's")
     parser.add_argument('--workers', type=int, help="processes that load; default: the config's")
-    parser.add_argument('--shard', default='0/1', metavar='K/N', help='the K-th of N parts of the images, from 0')
+    parser.add_argument(
+        '--shard', metavar='K/N', help="the K-th of N parts of the images, from 0; default: this process's under torch.distributed.run, else all"
+    )
     parser.add_argument('--device', help='default: the accelerator where there is one')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config')
     return parser
@@ -65,8 +71,10 @@ class EveryView(Dataset):
         return self.data.view(index, view)
 
 
-def shard_of(text: str) -> tuple[int, int]:
-    """'1/4' -> (1, 4). Raises: ValueError."""
+def shard_of(text: str | None) -> tuple[int, int]:
+    """'1/4' -> (1, 4); None: what the launcher says. Raises: ValueError."""
+    if text is None:
+        text = f'{os.environ.get("RANK", 0)}/{os.environ.get("WORLD_SIZE", 1)}'
     try:
         number, count = map(int, text.split('/'))
     except ValueError:
@@ -97,7 +105,8 @@ def extract(args: argparse.Namespace) -> None:
         cfg.merge_from_dict(args.cfg_options)
     with_cache(cfg, args.cache, args.views, limit=args.cache_limit)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    device = chosen_device(args.device)
+    local = os.environ.get('LOCAL_RANK')
+    device = chosen_device(args.device or (f'cuda:{local}' if local is not None and torch.cuda.is_available() else None))
     preprocessor = MODELS.build(cfg.model.data_preprocessor).to(device)
     backbone = MODELS.build(cfg.model.backbone).to(device).eval()
     if not any(cfg.get(f'{part}_dataloader') for part in args.parts):

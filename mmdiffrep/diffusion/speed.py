@@ -68,7 +68,11 @@ def fuse_self_attention(network: nn.Module) -> int:
 
     The separate projections go, so that their outputs cannot be tapped afterwards.
     """
-    from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0
+    from diffusers.models.attention_processor import (
+        AttnProcessor,
+        AttnProcessor2_0,
+        FusedAttnProcessor2_0,
+    )
 
     count = 0
     for module in network.modules():
