@@ -276,8 +276,33 @@ def test_memory_that_runs_out_halves_the_batch(tiny_denoiser):
             assert_near(extractor(rgb), want)  # remembered
         assert max(rows) <= 3 and sum(rows) == 12
         net.run = lambda x, t, c: small(torch.cat([x] * 9), t, c)
-        with pytest.raises(torch.OutOfMemoryError, match="one noised image .* does not fit .*dtype='bf16'"):
+        with pytest.raises(torch.OutOfMemoryError, match="one of the noised images .* does not fit .*dtype='bf16'"):
             extractor(rgb)
     net.run = small
     with pytest.raises(torch.OutOfMemoryError, match='smaller batch'):  # with gradients nothing is split behind the user's back
         FeatureExtractor(net, ['up_blocks.1'], 10)(images(4).requires_grad_(True))
+
+
+@pytest.mark.parametrize('kind', ['shared', 'per_image'])
+def test_memory_that_runs_out_in_the_autoencoder_splits_the_images(small_sd_config, kind):
+    net = StableDiffusion(config=small_sd_config, random_seed=0)
+    taps = ['vae.encoder.down_blocks.0.resnets.0', 'up_blocks.1']
+    extractor = FeatureExtractor(net, taps, [10, 100], NoisePolicy(kind, 0, 1))
+    rgb, seen, encode = images(5), [], net.encode_tapped
+
+    def small(image, *args, **kwargs):
+        seen.append(len(image))
+        if len(image) > 2:
+            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB')
+        return encode(image, *args, **kwargs)
+
+    told = Condition(tokens=torch.randn(5, 3, net.tokens.shape[2]))
+    with torch.no_grad():
+        want = extractor(rgb, told)
+        net.encode_tapped = small
+        with pytest.warns(UserWarning, match='at most 2 images at once from now on'):
+            assert_near(extractor(rgb, told), want)
+        assert seen == [5, 2, 2, 1]
+        assert_near(extractor(rgb, told), want)
+    with pytest.raises(torch.OutOfMemoryError, match='with gradients: take a smaller batch'):
+        extractor(rgb, told)

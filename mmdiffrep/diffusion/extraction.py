@@ -49,7 +49,7 @@ class FeatureExtractor:
         self.denoiser = denoiser
         self.looks = looks
         self.most: int | None = None  # noised images at once, where more did not fit
-        self._told = False
+        self.most_images: int | None = None  # images in the autoencoder at once, likewise
         self.noise = noise or NoisePolicy()
         self.taps = _distinct(denoiser, listed(taps))
         self.timesteps = _checked(denoiser, timesteps)
@@ -99,8 +99,17 @@ class FeatureExtractor:
         """
         if keys is None and self.noise.kind == 'per_image':
             keys = [image_key(x) for x in rgb]
+        if self.most_images is not None and len(rgb) > self.most_images and not torch.is_grad_enabled():
+            return self._images_in_parts(rgb, condition, keys, self.most_images)
         padded = pad_to_multiple(rgb, self.denoiser.divisor)
-        latent, static = self.denoiser.encode_tapped(padded, self.static, latent=bool(self.moving))
+        full = None  # what was said; the error itself would hold what is to be freed
+        try:
+            latent, static = self.denoiser.encode_tapped(padded, self.static, latent=bool(self.moving))
+        except torch.OutOfMemoryError as error:
+            full = str(error)
+        if full is not None:
+            self.most_images = self._fewer(padded, 'images', full)
+            return self._images_in_parts(rgb, condition, keys, self.most_images)
         found = {(self.timesteps[0], name): value for name, value in static.items()}
         if self.moving:
             assert latent is not None
@@ -139,28 +148,41 @@ class FeatureExtractor:
         """:meth:`look`, in so many parts as memory needs where no gradient is wanted."""
         if self.most is not None and len(x_t) > self.most and not torch.is_grad_enabled():
             return self._in_parts(x_t, t, condition, self.most)
+        full = None  # what was said; the error itself would hold what is to be freed
         try:
             return self.look(x_t, t, condition)
         except torch.OutOfMemoryError as error:
-            rows, size = len(x_t), tuple(x_t.shape[1:])
-            if torch.is_grad_enabled():
-                cure = 'a smaller batch, with_cp=True, or a frozen backbone without grad_through'
-                raise torch.OutOfMemoryError(f'{rows} noised images {size} do not fit in a look with gradients: take {cure}. {error}') from error
-            if rows == 1:
-                cure = "dtype='bf16', smaller images, or windows=dict(size=512, batch=1)"
-                raise torch.OutOfMemoryError(f'one noised image {size} does not fit beside the network: take {cure}. {error}') from error
+            full = str(error)
+        self.most = self._fewer(x_t, 'noised images', full)
+        return self._in_parts(x_t, t, condition, self.most)
+
+    def _fewer(self, x: Tensor, what: str, told: str) -> int:
+        """How many of them to try at once where all were too many, which is said; OutOfMemoryError with advice where there is no smaller number."""
+        rows, size = len(x), tuple(x.shape[1:])
+        if torch.is_grad_enabled():
+            cure = 'a smaller batch, with_cp=True, or a frozen backbone without grad_through'
+            raise torch.OutOfMemoryError(f'{rows} {what} {size} do not fit in a look with gradients: take {cure}. {told}')
+        if rows == 1:
+            cure = "dtype='bf16', smaller images, or windows=dict(size=512, batch=1)"
+            raise torch.OutOfMemoryError(f'one of the {what} {size} does not fit beside the network: take {cure}. {told}')
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.most = rows // 2
-        found = self._looked(x_t, t, condition)
-        if not self._told:
-            self._told = True
-            warnings.warn(
-                f'memory ran out with {rows} noised images {size}: at most {self.most} noised images at once from now on (the same maps, slower). '
-                f'looks={self.most}, a smaller batch or windows=dict(batch=…) says so from the beginning',
-                stacklevel=2,
-            )
-        return found
+        warnings.warn(
+            f'memory ran out with {rows} {what} {size}: at most {rows // 2} {what} at once from now on (the same maps, slower). '
+            f'looks={rows // 2}, a smaller batch or windows=dict(batch={rows // 2}) says so from the beginning',
+            stacklevel=2,
+        )
+        return rows // 2
+
+    def _images_in_parts(
+        self, rgb: Tensor, condition: Condition | None, keys: list[int] | None, most: int
+    ) -> list[Tensor]:
+        parts = []
+        for start in range(0, len(rgb), most):
+            rows = slice(start, start + most)
+            told = None if condition is None else condition.rows(rows)
+            parts.append(self(rgb[rows], told, None if keys is None else keys[rows]))
+        return [torch.cat(maps) for maps in zip(*parts)]
 
     def _in_parts(self, x_t: Tensor, t: Tensor, condition: Condition | None, most: int) -> dict[str, Tensor]:
         found: dict[str, list[Tensor]] = {}
