@@ -62,6 +62,16 @@ def test_extraction_of_other_families_answers_the_same(tiny_config, tiny_dit_con
         assert study.difference(*answers) < 1e-4
 
 
+@pytest.mark.parametrize('name', ['no channels_last', 'fuse_qkv', 'bf16'])
+def test_switches_answer_nearly_the_same(name, tiny_sd_config):
+    answers = []
+    for implementation in ('ours', name):
+        case = SCENARIOS['switches'].make(implementation, SimpleNamespace(**settings(tiny_sd_config, size=64)))
+        with torch.inference_mode():
+            answers.append(case.call())
+    assert study.difference(*answers) < (0.1 if name == 'bf16' else 1e-5)
+
+
 def test_ten_classifiers_learn_the_same():
     answers = []
     for implementation in ('ours', 'published'):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """This project beside the published procedures, on the same weights: time, memory, FLOPs, and whether the answers are the same.
 
-    python tools/benchmark.py                                   # every scenario; Stable Diffusion 2.1 at full size, random weights
+    python tools/benchmark.py                                   # every scenario; Stable Diffusion at full size, random weights
     python tools/benchmark.py pair --size 768 --device cuda
     python tools/benchmark.py matching pixels head --rounds 5
 
@@ -29,8 +29,8 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='scenarios:\n' + '\n'.join(f'  {name:15} {s.about}' for name, s in SCENARIOS.items()),
     )  # fmt: skip
-    parser.add_argument('scenarios', nargs='*', metavar='SCENARIO', help='default: all')
-    parser.add_argument('--model', default='sd21', help='architecture, or a folder with configs; default sd21')
+    parser.add_argument('scenarios', nargs='*', metavar='SCENARIO', help='default: all but switches')
+    parser.add_argument('--model', help="architecture, or a folder with configs; default: the scenario's, sd21 or sd15")
     parser.add_argument('--size', type=int, default=256, help="of the images; default 256")
     parser.add_argument('--batch', type=int, default=1, help='images at once: extraction, training')
     parser.add_argument('--tap', default='up_blocks.1')
@@ -49,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def benchmark(args: argparse.Namespace) -> None:
-    names = args.scenarios or list(SCENARIOS)
+    names = args.scenarios or [name for name, scenario in SCENARIOS.items() if scenario.usual]
     unknown = sorted(set(names) - set(SCENARIOS))
     if unknown:
         raise ValueError(f'scenarios {unknown} are unknown; allowed: {list(SCENARIOS)}')

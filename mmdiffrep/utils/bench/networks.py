@@ -105,6 +105,26 @@ def kind_of(net: Any) -> str:
     return type(net).__name__
 
 
+SWITCHES: dict[str, dict[str, Any]] = {
+    'ours': {},
+    'no channels_last': dict(channels_last=False),
+    'fuse_qkv': dict(fuse_qkv=True),
+    'compile': dict(compile=True),
+    'bf16': dict(dtype='bf16'),
+    'int8': dict(quantise='int8'),
+}
+
+
+def switches(name: str, s: SimpleNamespace) -> Case:
+    """Features of a batch of images at the papers' taps, with one switch of DiffusionBackbone changed."""
+    images = picture(s.size, s.device).expand(s.batch, -1, -1, -1).contiguous()
+    net, taps = backbone(s, _taps(s), **SWITCHES[name]), _taps(s)
+    if name == 'compile':  # what is timed is compiled code
+        with torch.inference_mode():
+            net(images)
+    return Case(lambda: dict(zip(taps, net(images))), images=s.batch, counts_flops=name != 'compile')
+
+
 def windows(name: str, s: SimpleNamespace) -> Case:
     """ODISE's features of an image, four windows of half its side: all at once, or one by one with the whole autoencoder, U-Net and text encoder."""
     half, taps = s.size // 2, _taps(s, ODISE)

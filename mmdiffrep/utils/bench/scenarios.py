@@ -32,6 +32,9 @@ class Scenario:
         implementations: the first is this project's, the second what it replaces; others are there for scale.
         same: whether the first two give the same answers.
         wanted: how many times as fast the first is meant to be.
+        learns: whether it takes gradients.
+        model: the architecture where none is asked for.
+        usual: whether it is run where no scenario is named.
     """
 
     about: str
@@ -39,7 +42,9 @@ class Scenario:
     implementations: tuple[str, ...] = ('ours', 'published')
     same: bool = True
     wanted: float | None = None
-    learns: bool = False  # it takes gradients
+    learns: bool = False
+    model: str = 'sd21'
+    usual: bool = True
 
 
 def stable_diffusion(s: SimpleNamespace, kept: list[str] | None) -> StableDiffusion:
@@ -182,10 +187,11 @@ SCENARIOS: dict[str, Scenario] = dict(
     matching=Scenario('points found, after the features', matching, wanted=10.0),
     pixels=Scenario("DDPM-Seg's features of 640 pixels", pixels),
     head=Scenario('a training step of a head behind a frozen network, from the second epoch on', head, ('ours', 'looking each time'), wanted=20.0, learns=True),
-    extraction=Scenario('features of a batch of images, one look each', networks.extraction),
-    windows=Scenario("ODISE's features of an image in four windows (model sd15)", networks.windows, wanted=2.0),
-    vpd=Scenario("VPD's maps and cross-attention probabilities (model sd15)", networks.vpd),
-    training=Scenario('a training step of a head on a frozen network that looks each time', networks.training_step, ('ours', 'published', *STOCK), learns=True),
+    extraction=Scenario('features of a batch of images, one look each', networks.extraction, model='sd15'),
+    switches=Scenario('the same with one switch changed (--stock: more of them)', networks.switches, tuple(networks.SWITCHES), model='sd15', usual=False),
+    windows=Scenario("ODISE's features of an image in four windows", networks.windows, wanted=2.0, model='sd15'),
+    vpd=Scenario("VPD's maps and cross-attention probabilities", networks.vpd, model='sd15'),
+    training=Scenario('a training step of a head on a frozen network that looks each time', networks.training_step, ('ours', 'published', *STOCK), learns=True, model='sd15'),
     ensemble=Scenario("a training step of DDPM-Seg's ten classifiers, 8448 features", networks.ensemble, learns=True),
     startup=Scenario('import mmdiffrep after torch and mmengine', start_up, ('ours', 'nothing'), same=False),
 )

@@ -80,7 +80,8 @@ def run(
         answers: dict[str, dict[str, torch.Tensor]] = {}
         for number in range(rounds):
             for implementation in implementations:
-                own = dict(settings, scenario=name, implementation=implementation, count=not number)
+                model = settings['model'] or SCENARIOS[name].model
+                own = dict(settings, model=model, scenario=name, implementation=implementation, count=not number)
                 measured, answers[implementation] = _in_a_process(own)
                 one = found[implementation]
                 one.seconds.append(measured['seconds'])
