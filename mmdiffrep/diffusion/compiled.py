@@ -52,12 +52,17 @@ class CompiledTaps:
 
     def __call__(self, run: Callable[[], Any]) -> dict[Tap, Tensor]:
         """``run()`` calls the network once; what its taps were."""
-        self.session.captured.clear()
+        self._forget()
         try:
             run()
             return dict(self.session.captured)
         finally:
-            self.session.captured.clear()
+            self._forget()
+
+    def _forget(self) -> None:
+        """The hooks' state as it was when they were traced: what is left behind in it would have the network compiled again."""
+        self.session.captured.clear()
+        self.session.grids.clear()
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -67,7 +72,7 @@ class CompiledTaps:
             yield
         finally:
             self.network._compiled_call_impl = kept
-            self.session.captured.clear()
+            self._forget()
 
     def leave(self, copied: nn.Module) -> None:
         """A copy of the network, which is not compiled, without the hooks that stay: they would go on reading for this one."""

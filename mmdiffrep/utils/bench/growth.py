@@ -112,7 +112,7 @@ def cache(number: int, s: SimpleNamespace) -> dict[str, float]:
 
         def write() -> None:
             for k in range(number):
-                maps[0][0, 0, 0, 0] = k
+                maps[0][0, 0, 0, 0] = k % 2048
                 store.put(f'image {k}', (64, 64), store.laid_out(maps))
             store.close()
 
