@@ -591,3 +591,20 @@ def test_bad_banks():
         TextBanks(Hashing(), max_kept=-1)
     banks = TextBanks(Hashing(), max_kept=0)
     assert len(banks(VOCABULARY).texts) == 7 and not banks._banks
+
+
+def test_names_that_come_and_go_take_no_more_memory(toy, monkeypatch):
+    monkeypatch.setattr('mmdiffrep.openvocab.text_bank.MAX_ROWS', 5)
+    banks, free = TextBanks(toy, max_kept=2), TextBanks(toy)
+    for number in range(4):
+        names = [f'{colour} disc {number}' for colour in ('red', 'green', 'blue')]
+        torch.testing.assert_close(banks(names).embeddings, free(names).embeddings)
+        assert len(banks._rows) <= 5 and len(banks._banks) <= 2
+    many = [f'star {k}' for k in range(9)]
+    torch.testing.assert_close(banks(many).embeddings, free(many).embeddings)
+    assert len(banks._rows) == 5
+    encoded = []
+    banks.encoder = copy.copy(toy)
+    monkeypatch.setattr(type(toy), '__call__', lambda self, texts: encoded.extend(texts) or free.encoder.encode(texts), raising=False)
+    banks(['star 8', 'star 7'])
+    assert not encoded  # used last, so that they stayed

@@ -19,7 +19,7 @@ from .prompts import fill, templates
 from .text_base import TextEncoder
 from .vocabulary import Vocabulary
 
-MAX_ROWS = 20_000  # single names that stay in memory, 3 kB each
+MAX_ROWS = 4096  # names whose embeddings stay beside the banks
 
 
 @dataclass
@@ -143,15 +143,18 @@ class TextBanks:
     def _embed(self, names: Sequence[str]) -> Tensor:
         """(N, D); a name that other vocabularies had is not encoded again."""
         prefix = digest(json.dumps([self.encoder.fingerprint, self.templates]).encode())
-        if len(self._rows) > MAX_ROWS:
-            self._rows.clear()
         new = [name for name in dict.fromkeys(names) if prefix + name not in self._rows]
         if new:
             texts = [fill(template, name) for name in new for template in self.templates]
             units = self.encoder(texts).unflatten(0, (len(new), len(self.templates)))
             means = F.normalize(units.mean(1), dim=-1)
             self._rows.update((prefix + name, row.clone()) for name, row in zip(new, means))
-        return torch.stack([self._rows[prefix + name] for name in names])
+        found = torch.stack([self._rows[prefix + name] for name in names])
+        for name in dict.fromkeys(names):
+            self._rows[prefix + name] = self._rows.pop(prefix + name)  # used last
+        while len(self._rows) > MAX_ROWS:
+            del self._rows[next(iter(self._rows))]
+        return found
 
     def _void(self) -> Tensor:
         mark = self.encoder.fingerprint
