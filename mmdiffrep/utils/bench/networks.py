@@ -202,7 +202,7 @@ def training_step(name: str, s: SimpleNamespace) -> Case:
 
 
 class _Hooked:
-    """A whole network as features for a head, with gradients kept through it, as where nobody thought of leaving them out."""
+    """A whole network, run to its end with a hook, as features for a head."""
 
     def __init__(self, net: Denoiser, s: SimpleNamespace, taps: list[str]) -> None:
         self.case_of, self.s, self.taps = net, s, taps
