@@ -206,6 +206,18 @@ def test_amp_without_an_accelerator(config, capsys, monkeypatch):
     )
 
 
+def test_fsdp(config, capsys):
+    assert 'error: --fsdp splits a training over processes: start it by tools/dist_train.sh' in error_of(train.main, [config, '--fsdp'], capsys)
+    cfg = prepare(train, config, '--fsdp', '--launcher', 'pytorch')
+    assert cfg.runner_type == 'FlexibleRunner' and cfg.strategy.type == 'FSDPStrategy' and cfg.strategy.state_dict_cfg == 'full'
+    assert cfg.custom_hooks[-1].type == 'mmdiffrep.ShardedClipHook'
+
+
+def test_what_belongs_to_a_cache(config, capsys):
+    for argument in ('--views', '--cache-limit'):
+        assert 'error: --views and --cache-limit are for kept features: give --cache FOLDER, too' in error_of(train.main, [config, argument, '3'], capsys)
+
+
 def test_amp_with_another_wrapper(config, monkeypatch):
     monkeypatch.setattr(compat, 'has_accelerator', lambda: True)
     options = ['--cfg-options', 'optim_wrapper.type=ApexOptimWrapper']
