@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7')
 
@@ -33,7 +34,7 @@ def draw_growth(
         left.plot(numbers, seconds, 'o', color=colour, label=name)
         fitted = sum(factor * along**power for factor, power in zip(factors, powers))
         if np.any(fitted > 0):
-            terms = ' + '.join('a' if power == 0 else f'b·n^{power:g}' if power != 1 else 'b·n' for power in powers)
+            terms = ' + '.join(f'{letter}{_power(power)}' for letter, power in zip('abc', powers))
             left.plot(along, fitted, '-', color=colour, linewidth=1, label=f'{name}: fit of {terms}')
     left.set_xscale('log')
     left.set_yscale('log')
@@ -46,11 +47,15 @@ def draw_growth(
     for axes in (left, right):
         axes.set_xlabel(unit)
         axes.set_xticks(numbers, [str(n) for n in numbers], fontsize=8)
-        axes.minorticks_off()
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.spines[['top', 'right']].set_visible(False)
     figure.suptitle(title, fontsize=10)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _power(power: float) -> str:
+    return '' if power == 0 else '·n' if power == 1 else f'·n^{power:g}'
 
 
 def draw_steady(traces: Mapping[str, Sequence[tuple[int, int]]]) -> np.ndarray:
