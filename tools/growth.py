@@ -91,11 +91,10 @@ def grow(name: str, args: argparse.Namespace, out: Path) -> list[str]:
     powers = axis.expected
     lines, fits = [], {}
     for part in parts:
-        label = part if not part.endswith(' read') else 'read'
-        values = [next(v for k, v in one['seconds'].items() if k == part or (label == 'read' and k.endswith(' read'))) for one in found]
-        fits[label] = (values, fit(points, [max(v, 1e-6) for v in values], powers))
-        terms = ' + '.join(f'{factor:.3g} · n^{power:g}' for factor, power in zip(fits[label][1], powers) if factor)
-        lines.append(f'- {name}, {label}: expected order n^{powers[-1]:g}, measured {terms or "0"} s')
+        values = [one['seconds'][part] for one in found]
+        fits[part] = (values, fit(points, [max(v, 1e-6) for v in values], powers))
+        terms = ' + '.join(f'{factor:.3g} · n^{power:g}' for factor, power in zip(fits[part][1], powers) if factor)
+        lines.append(f'- {name}, {part}: expected order n^{powers[-1]:g}, measured {terms or "0"} s')
     rows = [
         [one['number'], *(f'{values[k]:.3g}' for values, _ in fits.values()), f'{one["peak"] / 2**30:.2f}'] for k, one in enumerate(found)
     ]

@@ -42,7 +42,7 @@ def draw_growth(
     left.legend(fontsize=7, frameon=False)
     right.plot(numbers, np.asarray(memory) / 2**30, 'o-', color='black')
     right.set_xscale('log')
-    right.set_ylim(0)
+    right.set_ylim(0, 1.1 * max(memory) / 2**30)
     right.set_ylabel('peak memory of the process, GiB')
     for axes in (left, right):
         axes.set_xlabel(unit)
@@ -65,7 +65,7 @@ def draw_steady(traces: Mapping[str, Sequence[tuple[int, int]]]) -> np.ndarray:
     axes = figure.add_subplot()
     for colour, (name, trace) in zip(COLOURS, traces.items()):
         axes.plot([n for n, _ in trace], [m / 2**20 for _, m in trace], color=colour, label=name)
-    axes.set_ylim(0)
+    axes.set_ylim(0, 1.1 * max(m for trace in traces.values() for _, m in trace) / 2**20)
     axes.set_xlabel('iterations')
     axes.set_ylabel('memory of the process, MiB')
     axes.legend(frameon=False)

@@ -101,7 +101,7 @@ def vocabulary(number: int, s: SimpleNamespace) -> dict[str, float]:
 
 
 def cache(number: int, s: SimpleNamespace) -> dict[str, float]:
-    """``number`` entries of two maps, 24 KiB: written, opened by a new run, and 1000 of them read and checked."""
+    """``number`` entries of two maps, 24 KiB: written, opened by a new run, and up to 1000 of them read and checked."""
     from mmdiffrep.diffusion.feature_store import FeatureStore
 
     maps = [torch.randn(1, 96, 8, 8), torch.randn(1, 24, 16, 16)]
@@ -125,7 +125,7 @@ def cache(number: int, s: SimpleNamespace) -> dict[str, float]:
                 found = opened[0].find(f'image {k}', (64, 64))
                 assert found is not None and opened[0].images[found].maps[0].sum().isfinite()
 
-        return {'all written': written, 'opened': again, f'{len(order)} read': clock(read)}
+        return {'all written': written, 'opened': again, 'one of them read': clock(read) / len(order)}
 
 
 AXES = dict(
