@@ -169,7 +169,7 @@ def drawn(outcomes: Sequence[Outcome]) -> np.ndarray:
     axes.barh(range(len(bars)), [value - 1 for _, value in bars], color=colours, left=1)
     axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=8)
     for k, (_, value) in enumerate(bars):
-        axes.text(value * 1.05, k, f'{value:.1f}×', va='center', fontsize=8)
+        axes.text(max(value, 1) * 1.05, k, f'{value:.1f}×', va='center', fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale('log')
     axes.axvline(1, color='black', linewidth=1)
