@@ -235,7 +235,8 @@ def test_an_image_without_a_caption_is_named():
 def same(a, b):
     assert torch.equal(a.pred_panoptic['ids'], b.pred_panoptic['ids'])
     assert [s['category'] for s in a.pred_panoptic['segments']] == [s['category'] for s in b.pred_panoptic['segments']]
-    torch.testing.assert_close(a.pred_instances.scores, b.pred_instances.scores, rtol=1e-4, atol=1e-6)
+    # a pixel at a mask's threshold may fall to either side, and the mean over the mask with it
+    torch.testing.assert_close(a.pred_instances.scores, b.pred_instances.scores, rtol=5e-3, atol=1e-6)
     assert torch.equal(a.pred_sem_seg.sem_seg, b.pred_sem_seg.sem_seg)
 
 
