@@ -61,10 +61,6 @@ def backbone(s: SimpleNamespace, taps: list[str], ours: bool = True, **more: Any
     return MODELS.build(dict(type='mmdiffrep.DiffusionBackbone', denoiser=denoiser, taps=taps, **settings)).to(s.device).eval()
 
 
-def tokens_of(s: SimpleNamespace, net: Any) -> Tensor:
-    return net.tokens.to(s.device)
-
-
 def extraction(name: str, s: SimpleNamespace) -> Case:
     """Features of a batch of images at the papers' taps, each one look: cut behind the last, or the whole network with hooks."""
     taps = _taps(s)
@@ -73,36 +69,31 @@ def extraction(name: str, s: SimpleNamespace) -> Case:
         net = backbone(s, taps)
         return Case(lambda: dict(zip(taps, net(images))), images=s.batch)
     net = network(s, None, ours=False)
-
-    def call() -> dict[str, Tensor]:
-        from mmdiffrep.diffusion.noise import NoisePolicy
-
-        if kind(s.model) == 'PixelUNet':
-            x0 = images
-        else:
-            x0 = net.network.vae.encode(images).latent_dist.mean * net.network.vae.config.scaling_factor
-        t = torch.full((s.batch,), s.timestep, device=x0.device)
-        noise = NoisePolicy('shared', 0, 1).draw(tuple(x0.shape))
-        x_t = net.schedule.add_noise(x0, noise.to(x0), t)
-        paths = {tap: str(net.tap(tap)) for tap in taps}
-        found = published.tapped(net.network, list(paths.values()), lambda: _whole(net, x_t, t))
-        return {tap: published.as_map(found[path], x_t) for tap, path in paths.items()}
-
-    return Case(call, images=s.batch)
+    return Case(lambda: published_look(net, s, images, taps), images=s.batch)
 
 
-def _whole(net: Any, x_t: Tensor, t: Tensor) -> Any:
+def published_look(net: Any, s: SimpleNamespace, images: Tensor, taps: list[str]) -> dict[str, Tensor]:
+    """Activations at taps of images (B, 3, H, W) in [-1, 1], by the whole of a network with hooks."""
+    from mmdiffrep.diffusion.noise import NoisePolicy
+
+    x0 = images
+    if kind(s.model) != 'PixelUNet':
+        x0 = net.network.vae.encode(images).latent_dist.mean * net.network.vae.config.scaling_factor
+    t = torch.full((len(images),), s.timestep, device=x0.device)
+    x_t = net.schedule.add_noise(x0, NoisePolicy('shared', 0, 1).draw(tuple(x0.shape)).to(x0), t)
+    paths = {tap: str(net.tap(tap)) for tap in taps}
+    found = published.tapped(net.network, list(paths.values()), lambda: _whole(net, kind(s.model), x_t, t))
+    return {tap: published.as_map(found[path], x_t) for tap, path in paths.items()}
+
+
+def _whole(net: Any, family: str, x_t: Tensor, t: Tensor) -> Any:
     """diffusers' own forward, to its end."""
-    if kind_of(net) == 'DiT':
+    if family == 'DiT':
         ids = torch.full((len(x_t),), net.null_class, device=x_t.device)
         return net.transformer(x_t, timestep=t, class_labels=ids)
-    if kind_of(net) == 'StableDiffusion':
+    if family == 'StableDiffusion':
         return net.unet(x_t, t, encoder_hidden_states=net.tokens.expand(len(x_t), -1, -1))
     return net.unet(x_t, t)
-
-
-def kind_of(net: Any) -> str:
-    return type(net).__name__
 
 
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -176,8 +167,10 @@ def training_step(name: str, s: SimpleNamespace) -> Case:
         net = backbone(s, taps)
         channels = net.out_channels[0]
     elif name == 'published':
-        net = _Hooked(network(s, None, ours=False), s, taps)
-        channels = net.channels
+        whole = network(s, None, ours=False)
+        net = lambda x: list(published_look(whole, s, x, taps).values())  # noqa: E731
+        with torch.no_grad():
+            channels = net(images[:1])[0].shape[1]
     else:
         import timm
 
@@ -199,28 +192,6 @@ def training_step(name: str, s: SimpleNamespace) -> Case:
         return dict(loss=loss.detach()[None])
 
     return Case(call, images=s.batch)
-
-
-class _Hooked:
-    """A whole network, run to its end with a hook, as features for a head."""
-
-    def __init__(self, net: Denoiser, s: SimpleNamespace, taps: list[str]) -> None:
-        self.case_of, self.s, self.taps = net, s, taps
-        with torch.no_grad():
-            self.channels = self._look(torch.zeros(1, 3, 64, 64, device=s.device))[0].shape[1]
-
-    def _look(self, x: Tensor) -> list[Tensor]:
-        from mmdiffrep.diffusion.noise import NoisePolicy
-
-        net, s = self.case_of, self.s
-        x0 = x if kind(s.model) == 'PixelUNet' else net.network.vae.encode(x).latent_dist.mean * net.network.vae.config.scaling_factor
-        t = torch.full((len(x),), s.timestep, device=x.device)
-        x_t = net.schedule.add_noise(x0, NoisePolicy('shared', 0, 1).draw(tuple(x0.shape)).to(x0), t)
-        path = str(net.tap(self.taps[0]))
-        return [published.as_map(published.tapped(net.network, [path], lambda: _whole(net, x_t, t))[path], x_t)]
-
-    def __call__(self, x: Tensor) -> list[Tensor]:
-        return self._look(x)
 
 
 def ensemble(name: str, s: SimpleNamespace) -> Case:
