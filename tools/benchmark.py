@@ -30,9 +30,9 @@ def make_parser() -> argparse.ArgumentParser:
         epilog='scenarios:\n' + '\n'.join(f'  {name:15} {s.about}' for name, s in SCENARIOS.items()),
     )  # fmt: skip
     parser.add_argument('scenarios', nargs='*', metavar='SCENARIO', help='default: all but switches')
-    parser.add_argument('--model', help="architecture, or a folder with configs; default: the scenario's, sd21 or sd15")
-    parser.add_argument('--size', type=int, default=256, help="of the images; default 256")
-    parser.add_argument('--batch', type=int, default=1, help='images at once: extraction, training')
+    parser.add_argument('--model', help="architecture, or a folder with configs; default: the scenario's, mostly sd21 or sd15")
+    parser.add_argument('--size', type=int, help="side of the images; default: the scenario's, mostly 256")
+    parser.add_argument('--batch', type=int, help="images at once: looks, training; default: the scenario's, mostly 1")
     parser.add_argument('--tap', default='up_blocks.1')
     parser.add_argument('--timestep', type=int, default=261)
     parser.add_argument('--draws', type=int, default=8, help='of noise')
@@ -54,16 +54,18 @@ def benchmark(args: argparse.Namespace) -> None:
     if unknown:
         raise ValueError(f'scenarios {unknown} are unknown; allowed: {list(SCENARIOS)}')
     counts = {k: getattr(args, k) for k in ('size', 'batch', 'draws', 'looks', 'points', 'rounds', 'calls', 'threads')}
-    if min(counts.values()) < 1:
+    if min(value for value in counts.values() if value is not None) < 1:
         raise ValueError(f'{counts} do not fit: give at least 1 of each')
     on_cpu = torch.device(args.device).type == 'cpu'
     keys = ('model', 'size', 'batch', 'tap', 'timestep', 'draws', 'looks', 'points', 'calls', 'threads', 'device')
     settings = {k: getattr(args, k) for k in keys} | dict(warm_up=args.warm_up or (0 if on_cpu else 1))
     peak = study.matrix_peak(args.device, args.threads)
-    outcomes, differences = study.run(names, settings, args.rounds, args.stock, lambda line: print(line, file=sys.stderr, flush=True))
-    text = study.markdown(outcomes, differences, settings, peak)
+    outcomes, differences, failures = study.run(names, settings, args.rounds, args.stock, lambda line: print(line, file=sys.stderr, flush=True))
+    text = study.markdown(outcomes, differences, failures, settings, peak)
     print(text)
     print('\n' + ', '.join(map(str, study.write_all(Path(args.out), outcomes, text))))
+    if failures:
+        raise ValueError(f'scenarios {sorted(failures)} failed')
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -28,14 +27,13 @@ from torch import nn
 import mmdiffrep  # noqa: F401  before the toolkits
 from mmdiffrep.models.frozen import FrozenHolder
 from mmdiffrep.utils import cli
-from mmdiffrep.utils.comparison.images import drawn_batch, image_size
+from mmdiffrep.utils.comparison.images import drawn_batch, drawn_targets, image_size
 from mmdiffrep.utils.comparison.memory import forget_peak, peak_of_process
 from mmdiffrep.utils.comparison.random_weights import with_random_weights
 from mmdiffrep.utils.taps import format_table
 
 AMP = {'bf16': 'bfloat16', 'fp16': 'float16'}
 LEAST = 32  # pixels: the coarsest stride
-THINGS, STUFF = 10, 4  # segments of an image
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -95,30 +93,6 @@ class Meter:
             found = torch.cuda.max_memory_allocated()
             torch.cuda.reset_peak_memory_stats()
         return found
-
-
-def drawn_targets(samples: list[Any], size: int, things: int, classes: int) -> None:
-    """Give data samples of square images instances (rectangles) and a map of stuff (bands), of drawn classes."""
-    from mmdet.structures.mask import BitmapMasks
-    from mmengine.structures import InstanceData, PixelData
-
-    draw = np.random.default_rng(0)
-    for sample in samples:
-        stuff = draw.choice(np.arange(things, classes), min(STUFF, classes - things), replace=False)
-        seg = np.full((size, size), 255)
-        for rows, label in zip(np.array_split(np.arange(size), max(len(stuff), 1)), stuff):
-            seg[rows] = label
-        labels = draw.choice(things, THINGS if things else 0)
-        masks = np.zeros((len(labels), size, size), np.uint8)
-        for mask, label in zip(masks, labels):
-            y, x = draw.integers(0, size * 3 // 4, 2)
-            height, width = draw.integers(size // 8, size // 4, 2)
-            mask[y : y + height, x : x + width] = 1
-            seg[mask > 0] = label
-        sample.gt_instances = InstanceData(
-            labels=torch.from_numpy(labels).long(), masks=BitmapMasks(masks, size, size), bboxes=torch.zeros(len(labels), 4)
-        )
-        sample.gt_sem_seg = PixelData(sem_seg=torch.from_numpy(seg)[None].long())
 
 
 def frozen_parts(model: Any) -> dict[str, nn.Module]:

@@ -1,14 +1,19 @@
-"""Scenarios of whole networks: extraction from each architecture, ODISE's windows, VPD's attention maps, a training step behind a frozen network."""
+"""Scenarios of whole networks: looks of each architecture, ODISE's windows, VPD's attention maps, loading; and DDPM-Seg's classifiers."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mmdiffrep.diffusion.denoiser import Denoiser
+from mmdiffrep.diffusion.model_files import named_config
+from mmdiffrep.diffusion.noise import NoisePolicy
+from mmdiffrep.diffusion.speed import Remembered
 
 from . import published
 from .case import Case, picture
@@ -49,15 +54,28 @@ def network(s: SimpleNamespace, kept: list[str] | None, ours: bool) -> Denoiser:
     from mmdiffrep.registry import MODELS
 
     net = MODELS.build(dict(type=f'mmdiffrep.{kind(s.model)}', config=s.model, random_seed=0, keep_taps=kept))
+    if not ours:
+        untouched(net)
     return net.to(s.device, memory_format=torch.channels_last if ours else torch.preserve_format).eval()
 
 
+def untouched(net: Denoiser) -> None:
+    """Take off what this project lays over diffusers' modules: a layer that remembers its last answer."""
+    for module in net.network.modules():
+        if isinstance(vars(module).get('forward'), Remembered):
+            del module.forward
+
+
 def backbone(s: SimpleNamespace, taps: list[str], ours: bool = True, **more: Any) -> Any:
+    denoiser = dict(type=f'mmdiffrep.{kind(s.model)}', config=s.model, random_seed=0)
+    return _built(s, denoiser, taps, **{'channels_last': ours, **more})
+
+
+def _built(s: SimpleNamespace, denoiser: dict[str, Any], taps: list[str], **more: Any) -> Any:
     import mmdiffrep  # noqa: F401
     from mmdiffrep.registry import MODELS
 
-    denoiser = dict(type=f'mmdiffrep.{kind(s.model)}', config=s.model, random_seed=0)
-    settings = dict(timesteps=s.timestep, image_mean=[127.5] * 3, image_std=[127.5] * 3, channels_last=ours) | more
+    settings = dict(timesteps=s.timestep, image_mean=[127.5] * 3, image_std=[127.5] * 3) | more
     return MODELS.build(dict(type='mmdiffrep.DiffusionBackbone', denoiser=denoiser, taps=taps, **settings)).to(s.device).eval()
 
 
@@ -74,8 +92,6 @@ def extraction(name: str, s: SimpleNamespace) -> Case:
 
 def published_look(net: Any, s: SimpleNamespace, images: Tensor, taps: list[str]) -> dict[str, Tensor]:
     """Activations at taps of images (B, 3, H, W) in [-1, 1], by the whole of a network with hooks."""
-    from mmdiffrep.diffusion.noise import NoisePolicy
-
     x0 = images
     if kind(s.model) != 'PixelUNet':
         x0 = net.network.vae.encode(images).latent_dist.mean * net.network.vae.config.scaling_factor
@@ -94,6 +110,43 @@ def _whole(net: Any, family: str, x_t: Tensor, t: Tensor) -> Any:
     if family == 'StableDiffusion':
         return net.unet(x_t, t, encoder_hidden_states=net.tokens.expand(len(x_t), -1, -1))
     return net.unet(x_t, t)
+
+
+def loading(name: str, s: SimpleNamespace) -> Case:
+    """Build Stable Diffusion, read its weights from a folder in diffusers' layout, and look once at a small image: cut, or the whole of it."""
+    taps, folder = _taps(s), saved_model(s)
+    image = picture(64, s.device)
+
+    def ours() -> dict[str, Tensor]:
+        denoiser = dict(type='mmdiffrep.StableDiffusion', pretrained=str(folder), tokens=str(folder / 'tokens.npy'))
+        return dict(zip(taps, _built(s, denoiser, taps)(image)))
+
+    def plain() -> dict[str, Tensor]:
+        from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+        unet = UNet2DConditionModel.from_pretrained(folder / 'unet').to(s.device).eval()
+        vae = AutoencoderKL.from_pretrained(folder / 'vae').to(s.device).eval()
+        x0 = vae.encode(image).latent_dist.mean * vae.config.scaling_factor
+        t = torch.full((1,), s.timestep, device=x0.device)
+        x_t = DDIMScheduler.from_pretrained(folder / 'scheduler').add_noise(x0, NoisePolicy('shared', 0, 1).draw(tuple(x0.shape)).to(x0), t)
+        tokens = torch.from_numpy(np.load(folder / 'tokens.npy'))[None].to(x0)
+        return published.tapped(unet, taps, lambda: unet(x_t, t, encoder_hidden_states=tokens))
+
+    return Case(ours if name == 'ours' else plain, counts_flops=False)
+
+
+def saved_model(s: SimpleNamespace) -> Path:
+    """A folder of ``s.shared`` with random weights of the architecture ``s.model``, as diffusers saves them; made where it is not there."""
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+    folder = Path(s.shared, 'model')
+    if not (folder / 'tokens.npy').is_file():  # written last
+        config = named_config(s.model) if isinstance(s.model, str) else s.model
+        torch.manual_seed(0)
+        for part, kind in dict(unet=UNet2DConditionModel, vae=AutoencoderKL, scheduler=DDIMScheduler).items():
+            kind.from_config(config[part]).save_pretrained(folder / part)
+        np.save(folder / 'tokens.npy', torch.randn(77, config['unet']['cross_attention_dim']).numpy())
+    return folder
 
 
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -156,42 +209,6 @@ def vpd(name: str, s: SimpleNamespace) -> Case:
         return {tap: maps.get(tap, probs.get(tap.split(':')[0])) for tap in taps}
 
     return Case(call)
-
-
-def training_step(name: str, s: SimpleNamespace) -> Case:
-    """A training step of a segmentation head (3×3 convolutions, cross-entropy) on a frozen network's features; two stock nets for scale."""
-    images = picture(s.size, s.device).expand(s.batch, -1, -1, -1).contiguous()
-    labels = torch.arange(s.size * s.size, device=s.device).view(1, s.size, s.size).expand(s.batch, -1, -1) % 7
-    taps = _taps(s)
-    if name == 'ours':
-        net = backbone(s, taps)
-        channels = net.out_channels[0]
-    elif name == 'published':
-        whole = network(s, None, ours=False)
-        net = lambda x: list(published_look(whole, s, x, taps).values())  # noqa: E731
-        with torch.no_grad():
-            channels = net(images[:1])[0].shape[1]
-    else:
-        import timm
-
-        more = dict(img_size=s.size) if name.startswith('swin') else {}
-        stock = timm.create_model(name, pretrained=False, features_only=True, **more).to(s.device).train()
-        net = lambda x: [stock(x)[-1].permute(0, 3, 1, 2) if name.startswith('swin') else stock(x)[-1]]  # noqa: E731
-        channels = stock.feature_info.channels()[-1]
-    torch.manual_seed(0)
-    head = nn.Sequential(nn.Conv2d(channels, 256, 3, padding=1), nn.ReLU(), nn.Conv2d(256, 7, 1)).to(s.device)
-    learnt = [*head.parameters(), *(stock.parameters() if name not in ('ours', 'published') else [])]
-    optimizer = torch.optim.SGD(learnt, lr=1e-3)
-
-    def call() -> dict[str, Tensor]:
-        logits = nn.functional.interpolate(head(net(images)[0]), labels.shape[-2:], mode='bilinear')
-        loss = nn.functional.cross_entropy(logits, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return dict(loss=loss.detach()[None])
-
-    return Case(call, images=s.batch)
 
 
 def ensemble(name: str, s: SimpleNamespace) -> Case:

@@ -108,20 +108,36 @@ def text_tower(width: int) -> nn.Module:
     return CLIPTextModel(CLIPTextConfig(vocab_size=49408, max_position_embeddings=77, **size)).eval()
 
 
-def odise_window(net: Any, text: nn.Module, window: Tensor, taps: Sequence[str]) -> dict[str, Tensor]:
-    """ODISE: text encoder, autoencoder there and back, and the whole U-Net for one window (1, 3, h, w)."""
+def odise_window(
+    net: Any, text: nn.Module | None, window: Tensor, taps: Sequence[str], timestep: float = 0, noise: NoisePolicy | None = None,
+    tokens: Tensor | None = None, time_bias: Tensor | None = None, decode: bool = True,
+) -> dict[str, Tensor]:  # fmt: skip
+    """ODISE: text encoder, autoencoder there and back, and the whole U-Net for one window (1, 3, h, w).
+
+    ``tokens`` and ``time_bias`` are what ODISE's captioner says; by default the network is told the fixed text.
+    """
     vae, unet = net.unet.vae, net.unet
-    text(torch.zeros(1, 77, dtype=torch.long, device=window.device))  # the network is told the fixed text, so that answers can be compared
+    if text is not None:
+        text(torch.zeros(1, 77, dtype=torch.long, device=window.device))  # its answer is not used, so that answers can be compared
+    tokens = net.tokens if tokens is None else tokens
 
     def run() -> None:
         mean = vae.encode(window).latent_dist.mean
         x0 = mean * vae.config.scaling_factor
-        t = torch.zeros(1, dtype=torch.long, device=window.device)
-        x_t = net.schedule.add_noise(x0, NoisePolicy('shared', 0, 1).draw(tuple(x0.shape)).to(x0), t)
-        unet(x_t, t, encoder_hidden_states=net.tokens)
-        vae.decode(mean)
+        t = torch.full((1,), timestep, dtype=torch.long, device=window.device)
+        drawn = (noise or NoisePolicy('shared', 0, 1)).draw(tuple(x0.shape))
+        x_t = x0 if drawn is None else net.schedule.add_noise(x0, drawn.to(x0), t)
+        unet(x_t, t, encoder_hidden_states=tokens)
+        if decode:
+            vae.decode(mean)
 
-    return tapped(unet, taps, run)
+    if time_bias is None:
+        return tapped(unet, taps, run)
+    handle = unet.time_embedding.register_forward_hook(lambda _module, _inputs, output: output + time_bias)
+    try:
+        return tapped(unet, taps, run)
+    finally:
+        handle.remove()
 
 
 class KeptProbs:

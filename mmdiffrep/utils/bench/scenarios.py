@@ -18,7 +18,7 @@ from mmdiffrep.diffusion.pixel_sampling import sample_pixels
 from mmdiffrep.diffusion.stable_diffusion import StableDiffusion
 from mmdiffrep.matching import match_points
 
-from . import networks, published
+from . import heads, networks, published
 from .case import Case, picture
 
 
@@ -33,7 +33,7 @@ class Scenario:
         same: whether the first two give the same answers.
         wanted: how many times as fast the first is meant to be.
         learns: whether it takes gradients.
-        model: the architecture where none is asked for.
+        model, size, batch: the architecture, the images' side and how many, where none is asked for.
         usual: whether it is run where no scenario is named.
     """
 
@@ -44,6 +44,8 @@ class Scenario:
     wanted: float | None = None
     learns: bool = False
     model: str = 'sd21'
+    size: int = 256
+    batch: int = 1
     usual: bool = True
 
 
@@ -52,6 +54,8 @@ def stable_diffusion(s: SimpleNamespace, kept: list[str] | None) -> StableDiffus
     net = StableDiffusion(config=s.model, random_seed=0, latent='sample', keep_taps=kept)
     # ours with the switch that DiffusionBackbone calls channels_last
     layout = torch.channels_last if kept is not None else torch.preserve_format
+    if kept is None:
+        networks.untouched(net)
     return net.to(s.device, memory_format=layout).eval()
 
 
@@ -181,17 +185,25 @@ def _points(s: SimpleNamespace) -> Tensor:
 
 
 STOCK = ('resnet50', 'swin_tiny_patch4_window7_224')
-SCENARIOS: dict[str, Scenario] = dict(
-    correspondence=Scenario("DIFT's features of an image", correspondence, ('ours', 'published', *STOCK), wanted=3.5),
-    pair=Scenario('a pair of images: features of both, points found', pair, wanted=3.0),
-    matching=Scenario('points found, after the features', matching, wanted=10.0),
-    pixels=Scenario("DDPM-Seg's features of 640 pixels", pixels),
-    head=Scenario('a training step of a head behind a frozen network, from the second epoch on', head, ('ours', 'looking each time'), wanted=20.0, learns=True),
-    extraction=Scenario('features of a batch of images, one look each', networks.extraction, model='sd15'),
-    switches=Scenario('the same with one switch changed (--stock: more of them)', networks.switches, tuple(networks.SWITCHES), model='sd15', usual=False),
-    windows=Scenario("ODISE's features of an image in four windows", networks.windows, wanted=2.0, model='sd15'),
-    vpd=Scenario("VPD's maps and cross-attention probabilities", networks.vpd, model='sd15'),
-    training=Scenario('a training step of a head on a frozen network that looks each time', networks.training_step, ('ours', 'published', *STOCK), learns=True, model='sd15'),
-    ensemble=Scenario("a training step of DDPM-Seg's ten classifiers, 8448 features", networks.ensemble, learns=True),
-    startup=Scenario('import mmdiffrep after torch and mmengine', start_up, ('ours', 'nothing'), same=False),
-)
+LOOK = "a look at an image, the papers' taps"
+SCENARIOS: dict[str, Scenario] = {
+    'correspondence': Scenario("DIFT's features of an image", correspondence, ('ours', 'published', *STOCK), wanted=3.5),
+    'pair': Scenario('a pair of images: features of both, points found', pair, size=128),
+    'matching': Scenario('points found, after the features', matching, wanted=10.0),
+    'pixels': Scenario("DDPM-Seg's features of 640 pixels", pixels),
+    'head': Scenario('a training step of a head behind a frozen network, from the second epoch on', head, ('ours', 'looking each time'), wanted=20.0, learns=True),
+    'look-sd15': Scenario(LOOK, networks.extraction, model='sd15'),
+    'look-sd15-512': Scenario(LOOK, networks.extraction, model='sd15', size=512),
+    'look-sd15-batch': Scenario(f'{LOOK}, four at once', networks.extraction, model='sd15', size=128, batch=4),
+    'look-sd21': Scenario(LOOK, networks.extraction, model='sd21'),
+    'look-adm': Scenario(LOOK, networks.extraction, model='adm-256'),
+    'look-dit': Scenario(LOOK, networks.extraction, model='dit-xl-2-256'),
+    'windows': Scenario("ODISE's features of an image in four windows", networks.windows, wanted=2.0, model='sd15', size=512),
+    'vpd': Scenario("VPD's maps and cross-attention probabilities", networks.vpd, model='sd15'),
+    'mmseg': Scenario("a training step of mmseg's FPN, the frozen network looks each time", heads.mmseg_head, ('ours', 'published', *STOCK), learns=True, model='sd15'),
+    'odise': Scenario("a training step of ODISE's captioner and mask generator, four windows", heads.odise_head, learns=True, model='sd15'),
+    'ensemble': Scenario("a training step of DDPM-Seg's ten classifiers, 8448 features", networks.ensemble, learns=True),
+    'startup': Scenario('import mmdiffrep after torch and mmengine', start_up, ('ours', 'nothing'), same=False),
+    'loading': Scenario('building a network and reading its weights from a file, and a first look', networks.loading, model='sd15'),
+    'switches': Scenario('a look with one switch changed (--stock: more of them)', networks.switches, tuple(networks.SWITCHES), model='sd15', usual=False),
+}

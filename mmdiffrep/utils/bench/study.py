@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import statistics
@@ -47,6 +48,13 @@ class Outcome:
     beside: int = 0
     flops: int | None = None
 
+    def add(self, measured: Mapping[str, Any]) -> None:
+        """One round more."""
+        self.seconds.append(measured['seconds'])
+        self.images = measured['images']
+        self.peak, self.beside = max(self.peak, measured['peak']), max(self.beside, measured['beside'])
+        self.flops = measured['flops'] or self.flops
+
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
@@ -58,43 +66,46 @@ class Outcome:
 
 def run(
     names: Sequence[str], settings: Mapping[str, Any], rounds: int, stock: bool, say: Callable[[str], None]
-) -> tuple[list[Outcome], dict[str, float]]:
-    """Measure scenarios, implementations taking turns: A B A B.
+) -> tuple[list[Outcome], dict[str, float], dict[str, str]]:
+    """Measure scenarios, implementations taking turns: A B A B. One that fails is left out, and the rest goes on.
 
     Args:
         settings: of :mod:`scenarios`.
         stock: networks for scale, too.
 
     Returns:
-        What was measured; for each scenario by how much its first two answers differ, as a share of the largest value.
-
-    Raises:
-        ValueError: an implementation failed, with its error.
+        What was measured; for each scenario by how much its first two answers differ, as a share of the largest value; for each that failed why.
     """
-    outcomes, differences = [], {}
+    outcomes, differences, failures = [], {}, {}
     total = sum(len(_implementations(name, stock)) for name in names) * rounds
     done, begin = 0, time.perf_counter()
+    def progress(line: str) -> None:
+        left = (time.perf_counter() - begin) / max(done, 1) * (total - done)
+        say(f'[{done}/{total}] {line}; about {left / 60:.0f} min left')
+
     for name in names:
         implementations = _implementations(name, stock)
         found = {i: Outcome(name, i) for i in implementations}
         answers: dict[str, dict[str, torch.Tensor]] = {}
-        for number in range(rounds):
-            for implementation in implementations:
-                model = settings['model'] or SCENARIOS[name].model
-                own = dict(settings, model=model, scenario=name, implementation=implementation, count=not number)
-                measured, answers[implementation] = _in_a_process(own)
-                one = found[implementation]
-                one.seconds.append(measured['seconds'])
-                one.images = measured['images']
-                one.peak, one.beside = max(one.peak, measured['peak']), max(one.beside, measured['beside'])
-                one.flops = measured['flops'] or one.flops
-                done += 1
-                left = (time.perf_counter() - begin) / done * (total - done)
-                say(f'[{done}/{total}] {name}, {implementation}: {measured["seconds"]:.3g} s a call; about {left / 60:.0f} min left')
+        own = {key: settings[key] or getattr(SCENARIOS[name], key) for key in ('model', 'size', 'batch')}
+        start = done
+        try:
+            with tempfile.TemporaryDirectory() as shared:
+                for number, implementation in itertools.product(range(rounds), implementations):
+                    asked = {**settings, **own, 'scenario': name, 'implementation': implementation, 'count': not number, 'shared': shared}
+                    measured, answers[implementation] = _in_a_process(asked)
+                    found[implementation].add(measured)
+                    done += 1
+                    progress(f'{name}, {implementation}: {measured["seconds"]:.3g} s a call')
+            if SCENARIOS[name].same:
+                differences[name] = difference(*(answers[i] for i in implementations[:2]))
+        except ValueError as error:
+            failures[name] = str(error)
+            done = start + rounds * len(implementations)
+            progress(f'{name} failed: {error}')
+            continue
         outcomes += found.values()
-        if SCENARIOS[name].same:
-            differences[name] = difference(*(answers[i] for i in implementations[:2]))
-    return outcomes, differences
+    return outcomes, differences, failures
 
 
 def difference(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> float:
@@ -125,7 +136,9 @@ def matrix_peak(device: str, threads: int, size: int = 1536, calls: int = 5) -> 
     return 2 * size**3 / best
 
 
-def markdown(outcomes: Sequence[Outcome], differences: Mapping[str, float], settings: Mapping[str, Any], peak: float) -> str:
+def markdown(
+    outcomes: Sequence[Outcome], differences: Mapping[str, float], failures: Mapping[str, str], settings: Mapping[str, Any], peak: float
+) -> str:
     """The table and what it says."""
     rows, said = [], []
     for one in outcomes:
@@ -146,6 +159,7 @@ def markdown(outcomes: Sequence[Outcome], differences: Mapping[str, float], sett
             f'- {name} ({SCENARIOS[name].about}): {second.median / first.median:.2f}× as fast as "{second.implementation}"{goal}, {memory}; '
             f'answers differ by at most {differences[name]:.1e} of the largest value'
         )
+    said += [f'- {name} failed: {error}' for name, error in failures.items()]
     head = ['scenario', 'implementation', 's a call', 'spread', 'images/s', 'TFLOP', 'of peak', 'peak GiB', 'beside GiB']
     machine = (
         f'{platform.processor() or platform.machine()}, {settings["threads"]} thread(s), device {settings["device"]}, torch {torch.__version__}; '

@@ -16,6 +16,8 @@ SIZING = {
     'ResizeShortestEdge': ('scale', False),
 }
 
+THINGS, STUFF = 10, 4  # segments of a drawn image
+
 
 def image_size(cfg: Any) -> tuple[int, int] | None:
     """The (height, width) that a config is made for; None where it does not say.
@@ -109,3 +111,28 @@ def _pair(value: Any) -> tuple[int, int] | None:
         if all(isinstance(side, int) for side in value):
             return tuple(value)  # type: ignore[return-value]
     return None
+
+
+def drawn_targets(samples: list[Any], size: int, things: int, classes: int) -> None:
+    """Give data samples of square images instances (rectangles) and a map of stuff (bands), of drawn classes."""
+    import numpy as np
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData, PixelData
+
+    draw = np.random.default_rng(0)
+    for sample in samples:
+        stuff = draw.choice(np.arange(things, classes), min(STUFF, classes - things), replace=False)
+        seg = np.full((size, size), 255)
+        for rows, label in zip(np.array_split(np.arange(size), max(len(stuff), 1)), stuff):
+            seg[rows] = label
+        labels = draw.choice(things, THINGS if things else 0)
+        masks = np.zeros((len(labels), size, size), np.uint8)
+        for mask, label in zip(masks, labels):
+            y, x = draw.integers(0, size * 3 // 4, 2)
+            height, width = draw.integers(size // 8, size // 4, 2)
+            mask[y : y + height, x : x + width] = 1
+            seg[mask > 0] = label
+        sample.gt_instances = InstanceData(
+            labels=torch.from_numpy(labels).long(), masks=BitmapMasks(masks, size, size), bboxes=torch.zeros(len(labels), 4)
+        )
+        sample.gt_sem_seg = PixelData(sem_seg=torch.from_numpy(seg)[None].long())
