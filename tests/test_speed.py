@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import mmdiffrep  # noqa: F401
+from mmdiffrep.diffusion.budget import peak_bytes, rows_within
 from mmdiffrep.diffusion.condition import Condition
 from mmdiffrep.diffusion.extraction import FeatureExtractor
 from mmdiffrep.diffusion.noise import NoisePolicy
@@ -67,7 +68,7 @@ def plain_of(model):
     other = copy.deepcopy(model)
     count = 0
     for module in other.modules():
-        count += isinstance(module, nn.Linear) and module.__dict__.pop('forward', None) is not None
+        count += module.__dict__.pop('forward', None) is not None
     assert count
     return other
 
@@ -75,7 +76,7 @@ def plain_of(model):
 def test_a_fixed_text_is_projected_once(small_sd_config, calls):
     net = StableDiffusion(config=small_sd_config, random_seed=0)
     plain = plain_of(net)
-    layers = sum(isinstance(m.__dict__.get('forward'), Remembered) for m in net.modules())
+    layers = sum(isinstance(m.__dict__.get('forward'), Remembered) for m in net.modules() if isinstance(m, nn.Linear))
     x, t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([10, 10, 500])
     with torch.no_grad():
         for again in range(3):
@@ -105,7 +106,8 @@ def test_changed_weights_and_gradients_are_not_overlooked(small_sd_config):
         before = net.features(x, t, None, ['up_blocks.1'])['up_blocks.1']
         for module in net.modules():
             if isinstance(module.__dict__.get('forward'), Remembered):
-                module.weight.add_(0.1)
+                for weight in module.parameters():
+                    weight.add_(0.1)
         after = net.features(x, t, None, ['up_blocks.1'])['up_blocks.1']
         want = plain_of(net).features(x, t, None, ['up_blocks.1'])['up_blocks.1']
     assert (before - after).abs().max() > 1e-4
@@ -122,6 +124,47 @@ def test_changed_weights_and_gradients_are_not_overlooked(small_sd_config):
     assert not torch.equal(low.float(), high)
     with torch.inference_mode():
         assert_near([net.features(x, t, None, ['up_blocks.1'])['up_blocks.1']], [after], 1e-6)
+
+
+def test_a_timestep_is_embedded_once(small_sd_config, monkeypatch):
+    """An extractor's constant timesteps; others, and those told by hand, are embedded anew."""
+    from diffusers.models.embeddings import TimestepEmbedding
+
+    seen, forward = [], TimestepEmbedding.forward
+    monkeypatch.setattr(TimestepEmbedding, 'forward', lambda self, x, *more: seen.append(x.dtype) or forward(self, x, *more))
+    for dtype in ('fp32', 'bf16'):
+        model, want = latent(small_sd_config, dtype=dtype), latent(small_sd_config, dtype=dtype)
+        want.extractor.denoiser = plain_of(want.denoiser)
+        seen.clear()
+        for again in range(3):
+            got = model(images(seed=again))
+            assert len(seen) == 1 + again and seen[0] == next(model.denoiser.unet.parameters()).dtype
+            assert_near(got, want(images(seed=again)), 1e-6)  # which embeds it once more
+        model(images(3))  # another batch
+        assert len(seen) == 5
+    net, x = StableDiffusion(config=small_sd_config, random_seed=0), torch.randn(2, 4, 8, 8)
+    plain = plain_of(net)
+    with torch.no_grad():
+        t = torch.tensor([10, 10])
+        for step in (10, 500):
+            t.fill_(step)  # in the same place
+            assert_near(net.features(x, t, None, ['up_blocks.1']).values(), plain.features(x, t, None, ['up_blocks.1']).values(), 1e-6)
+    told = Condition(tokens=net.tokens, time_bias=torch.ones(1, net.unet.time_embedding.linear_2.out_features))
+    with torch.no_grad():
+        assert_near(net.features(x, t, told, ['up_blocks.1']).values(), plain.features(x, t, told, ['up_blocks.1']).values(), 1e-6)
+        assert_near(net.features(x, t, None, ['up_blocks.1']).values(), plain.features(x, t, None, ['up_blocks.1']).values(), 1e-6)
+
+
+def test_what_was_remembered_in_inference_mode_serves_in_training(small_sd_config):
+    model = latent(small_sd_config, grad_through=True)
+    with torch.inference_mode():
+        model(images())
+    image = images().requires_grad_()
+    sum(m.sum() for m in model(image)).backward()
+    other = latent(small_sd_config, grad_through=True)
+    again = images().requires_grad_()
+    sum(m.sum() for m in other(again)).backward()
+    assert image.grad.abs().max() > 0 and torch.equal(image.grad, again.grad)
 
 
 def test_a_text_in_half_precision_is_cast_and_projected_once(small_sd_config, calls):
@@ -318,3 +361,93 @@ def test_memory_that_runs_out_in_the_autoencoder_splits_the_images(small_sd_conf
         assert_near(extractor(rgb, told), want)
     with pytest.raises(torch.OutOfMemoryError, match='with gradients: take a smaller batch'):
         extractor(rgb, told)
+
+
+# ---- a budget of memory ---------------------------------------------------------------------------------------
+
+
+def test_peak_bytes_by_hand():
+    first, second = nn.Linear(8, 100, bias=False), nn.Linear(100, 4, bias=False)
+
+    def call(rows):
+        x = torch.empty(rows, 8)
+        hidden = first(x)
+        hidden.relu_()  # in place
+        return second(hidden.view(rows, 100))  # a view
+
+    with torch.no_grad():
+        assert [peak_bytes(lambda rows=rows: call(rows)) for rows in (1, 5)] == [4 * (8 + 100 + 4), 5 * 4 * (8 + 100 + 4)]
+
+        def freed():
+            x = torch.empty(1, 8)
+            x = first(x)
+            return second(x)  # the input is gone by then, not while the first layer runs
+
+        assert peak_bytes(freed) == 4 * max(8 + 100, 100 + 4)
+    assert rows_within(1000, lambda rows: 100 + 50 * rows) == (18, 150)
+    assert rows_within(10, lambda rows: 100 + 50 * rows) == (1, 150)
+
+
+def test_peak_bytes_agree_with_torchs_own_tracker(tiny_denoiser):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    net = tiny_denoiser().unet.requires_grad_(True)  # which the tracker asks for; activations are kept
+
+    def call(rows):
+        return net(torch.empty(rows, 3, 32, 32), torch.zeros(rows)).sample.sum()
+
+    for rows in (1, 3):
+        tracker = MemTracker()
+        with FakeTensorMode(allow_non_fake_inputs=True), tracker:
+            call(rows)
+        weights = sum(p.nbytes for p in net.parameters())
+        want = tracker.get_tracker_snapshot('peak')[torch.device('cpu')]['Total'] - weights
+        assert peak_bytes(lambda rows=rows: call(rows)) == pytest.approx(want, rel=0.01)
+
+
+@pytest.mark.parametrize('kind', ['shared', 'per_image'])
+def test_a_budget_sets_how_many_go_at_once(small_sd_config, kind, monkeypatch):
+    noise = NoisePolicy(kind, 0, 3)
+    net = StableDiffusion(config=small_sd_config, random_seed=0, latent='sample')
+    taps, x = ['vae.encoder.down_blocks.0', 'up_blocks.0', 'up_blocks.1'], images(4)
+    plain = FeatureExtractor(net, taps, [10, 90], noise, looks=1)
+    with torch.no_grad():
+        want = plain(x)
+        sizes = [peak_bytes(lambda n=n: net.encode_tapped(torch.empty(n, 3, 32, 32), taps[:1])) for n in (1, 2)]
+        budget = sizes[0] + 1.5 * (sizes[1] - sizes[0])  # two images, not three
+        extractor = FeatureExtractor(net, taps, [10, 90], noise, memory=budget / 2**30)
+        seen = dict(encoded=[], looked=[])
+        encode, look = net.encode_tapped, extractor.look
+        monkeypatch.setattr(net, 'encode_tapped', lambda image, *more, **kw: seen['encoded'].append(len(image)) or encode(image, *more, **kw))
+        monkeypatch.setattr(extractor, 'look', lambda x_t, *more: seen['looked'].append(len(x_t)) or look(x_t, *more))
+        assert_near(extractor(x), want)
+        fit = extractor._fits['noised images', (4, 16, 16)]
+        most = peak_bytes(lambda: look(torch.empty(fit, 4, 16, 16), torch.full((fit,), 10), net.default_condition(fit)))
+        assert most <= budget < most * (fit + 1) / fit * 1.1
+        # one and two to find out, then the images in two parts of six looks, each as full as fits
+        assert seen['encoded'] == [1, 2, 2, 2]
+        assert seen['looked'][:2] == [1, 2] and max(seen['looked'][2:]) <= fit and sum(seen['looked'][2:]) == 4 * 6
+        seen['encoded'].clear()
+        extractor(x)
+        assert seen['encoded'] == [2, 2]  # what was found out stays
+        with pytest.warns(UserWarning, match='needs about .* GiB beside the weights'):
+            small = FeatureExtractor(net, taps, [10, 90], noise, memory=1e-6)(x)
+        assert_near(small, want)
+    for wrong in (0, -1, 'much'):
+        with pytest.raises(ValueError, match='give GiB, more than 0'):
+            FeatureExtractor(net, taps, 10, noise, memory=wrong)
+
+
+def test_a_budget_in_a_backbone(tiny_config, small_sd_config):
+    """With windows and compiled looks, too; a batch that gradients pass through is not split."""
+    for build, config, more in ((unet, tiny_config, dict(windows=dict(size=16))), (unet, SMALLEST, dict(compile=dict(backend='eager'))), (latent, small_sd_config, {})):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            model, plain = build(config, memory=1e-5, **more), build(config, **more)
+        with pytest.warns(UserWarning, match='is tried all the same'):
+            assert_near(model(images()), plain(images()))
+    model = latent(small_sd_config, memory=1e-5, grad_through=True)
+    image = images().requires_grad_()
+    model(image)[0].sum().backward()
+    assert image.grad.abs().max() > 0 and not model.extractor._fits

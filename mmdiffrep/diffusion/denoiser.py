@@ -114,6 +114,7 @@ class Denoiser(nn.Module):
         condition: Condition | None = None,
         taps: Sequence[str] = (),
         inject: Mapping[str, Tensor] | None = None,
+        check: bool = True,
     ) -> dict[str, Tensor]:
         """Look once at noised images and read activations.
 
@@ -125,6 +126,7 @@ class Denoiser(nn.Module):
             inject: tap -> tensor, broadcastable to the activation there and added to it on its way. Gradients reach it,
                 also under activation checkpointing. At a block of the down path (``down_blocks.1``) it is added to what the
                 next block gets, not to the skip connections; at the block's last ResBlock or attention, to both.
+            check: False where ``t`` is known to be right: its values are not asked for, which waits for an accelerator.
 
         Returns:
             The given names with their maps (B, C_k, h_k, w_k), in the order of execution.
@@ -134,7 +136,8 @@ class Denoiser(nn.Module):
         """
         if not taps:
             raise ValueError('features() needs at least one tap')
-        self.schedule.check_timesteps(t)
+        if check:
+            self.schedule.check_timesteps(t)
         names: dict[Tap, list[str]] = {}  # an alias and a path may name the same place
         for name in taps:
             names.setdefault(self.tap(name), []).append(str(name))
@@ -171,6 +174,17 @@ class Denoiser(nn.Module):
         """
         moving = [self.tap(name) for name in taps if not self.is_static(name)]
         self._compiled = CompiledTaps(self.network, moving, **how)
+
+    @contextlib.contextmanager
+    def plain(self) -> Iterator[None]:
+        """While this context is open looks are not compiled."""
+        compiled = self._compiled
+        with self._uncompiled():
+            self._compiled = None
+            try:
+                yield
+            finally:
+                self._compiled = compiled
 
     def _uncompiled(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self._compiled is None else self._compiled.aside()

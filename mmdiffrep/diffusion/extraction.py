@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .budget import GIB, peak_bytes, rows_within
 from .condition import Condition, Latent
 from .denoiser import Denoiser
 from .noise import LATENT_STREAM, NoisePolicy, image_key
@@ -28,6 +30,8 @@ class FeatureExtractor:
         noise: which noise; its draws are averaged.
         looks: so many noised images go into the network at once where an image has several timesteps or draws. Where memory runs out
             without gradients, a look is split, with a warning, and later ones too.
+        memory: GiB that activations may take in looks without gradients, beside the weights. So many images and noised images go at
+            once as fit, found from shapes alone (:func:`~mmdiffrep.diffusion.budget.peak_bytes`) once for each size; ``looks`` is then not used.
 
     The maps come t-major: every tap at the first timestep, then at the second. Taps of an autoencoder do not depend on the
     timestep; they are read once and stand among the first timestep's.
@@ -43,11 +47,16 @@ class FeatureExtractor:
         timesteps: float | Sequence[float] = 50,
         noise: NoisePolicy | None = None,
         looks: int = LOOKS,
+        memory: float | None = None,
     ) -> None:
+        if memory is not None and not (isinstance(memory, (int, float)) and memory > 0):
+            raise ValueError(f'memory={memory!r}: give GiB, more than 0, or None')
         if not isinstance(looks, int) or looks < 1:
             raise ValueError(f'looks={looks!r}: give a whole number of at least 1')
         self.denoiser = denoiser
-        self.looks = looks
+        self.looks, self.memory = looks, memory
+        self._fits: dict[Any, int] = {}  # what and its size -> how many at once within the budget
+        self._times: dict[Any, Tensor] = {}
         self.most: int | None = None  # noised images at once, where more did not fit
         self.most_images: int | None = None  # images in the autoencoder at once, likewise
         self.noise = noise or NoisePolicy()
@@ -99,8 +108,9 @@ class FeatureExtractor:
         """
         if keys is None and self.noise.kind == 'per_image':
             keys = [image_key(x) for x in rgb]
-        if self.most_images is not None and len(rgb) > self.most_images and not torch.is_grad_enabled():
-            return self._images_in_parts(rgb, condition, keys, self.most_images)
+        most = self._images_at_once(rgb)
+        if most is not None and len(rgb) > most:
+            return self._images_in_parts(rgb, condition, keys, most)
         padded = pad_to_multiple(rgb, self.denoiser.divisor)
         full = None  # what was said; the error itself would hold what is to be freed
         try:
@@ -120,7 +130,7 @@ class FeatureExtractor:
 
     def look(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> dict[str, Tensor]:
         """One look at noised images: each moving tap's map."""
-        return self.denoiser.features(x_t, t, condition, self.moving)
+        return self.denoiser.features(x_t, t, condition, self.moving, check=False)
 
     def _moving_maps(
         self, latent: Latent, keys: list[int] | None, condition: Condition | None
@@ -129,12 +139,12 @@ class FeatureExtractor:
         batch = latent.mean.shape[0]
         # timesteps and draws of a small batch fill a device as one large batch does; the autoencoder is not asked again
         parts = [(t, draw) for t in self.timesteps for draw in range(self.noise.draws)]
-        together = max(1, min(len(parts), self.looks // batch))
+        most = self._looks_at_once(latent.mean, condition) if self.memory is not None else None
+        together = max(1, min(len(parts), (most or self.looks) // batch))
         total: dict[tuple[float, str], Tensor] = {}
         for start in range(0, len(parts), together):
             chunk = parts[start : start + together]
-            times = [step for step, _ in chunk for _ in range(batch)]
-            t = torch.tensor(times, device=latent.mean.device)
+            t = self._steps(tuple(step for step, _ in chunk for _ in range(batch)), latent.mean.device)
             x_t = torch.cat([self._noised(latent, step, draw, keys) for step, draw in chunk])
             told = condition if condition is None or len(chunk) == 1 else condition.repeated(len(chunk))
             maps = self._looked(x_t, t, told)
@@ -146,8 +156,9 @@ class FeatureExtractor:
 
     def _looked(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> dict[str, Tensor]:
         """:meth:`look`, in so many parts as memory needs where no gradient is wanted."""
-        if self.most is not None and len(x_t) > self.most and not torch.is_grad_enabled():
-            return self._in_parts(x_t, t, condition, self.most)
+        most = self._looks_at_once(x_t, condition)
+        if most is not None and len(x_t) > most:
+            return self._in_parts(x_t, t, condition, most)
         full = None  # what was said; the error itself would hold what is to be freed
         try:
             return self.look(x_t, t, condition)
@@ -155,6 +166,56 @@ class FeatureExtractor:
             full = str(error)
         self.most = self._fewer(x_t, 'noised images', full)
         return self._in_parts(x_t, t, condition, self.most)
+
+    def _images_at_once(self, rgb: Tensor) -> int | None:
+        """How many images the autoencoder takes; None: all."""
+        size = tuple(side + -side % self.denoiser.divisor for side in rgb.shape[-2:])
+
+        def encode(rows: int) -> None:
+            image = rgb.new_empty((rows, rgb.shape[1], *size))
+            self.denoiser.encode_tapped(image, self.static, latent=bool(self.moving))
+
+        return self._at_once('images', (*rgb.shape[1:2], *size), self.most_images, encode)
+
+    def _looks_at_once(self, x_t: Tensor, condition: Condition | None) -> int | None:
+        """How many noised images the network takes; None: all."""
+
+        def look(rows: int) -> None:
+            told = None if condition is None else condition.rows(slice(0, 1)).repeated(rows)
+            if told is not None and told.tokens is not None and len(told.tokens) != rows:
+                told.tokens = told.tokens.expand(rows, -1, -1)
+            t = torch.full((rows,), self.timesteps[0], device=x_t.device)
+            self.look(x_t.new_empty((rows, *x_t.shape[1:])), t, told)
+
+        return self._at_once('noised images', tuple(x_t.shape[1:]), self.most, look)
+
+    def _at_once(self, what: str, size: tuple[int, ...], most: int | None, run: Callable[[int], None]) -> int | None:
+        """How many fit into the budget, and not more than what memory turned out to hold; None: no limit."""
+        if torch.is_grad_enabled():  # all activations are kept: parts would save nothing
+            return None
+        if self.memory is None:
+            return most
+        if (what, size) not in self._fits:
+            with self.denoiser.plain():
+                fit, one = rows_within(self.memory * GIB, lambda rows: peak_bytes(lambda: run(rows)))
+            self._fits[what, size] = fit
+            if one > self.memory * GIB:
+                warnings.warn(
+                    f'memory={self.memory:g} GiB: one of the {what} {size} needs about {one / GIB:.2g} GiB beside the weights, and is tried all the same. '
+                    "dtype='bf16', smaller images or windows=dict(size=512) need less",
+                    stacklevel=2,
+                )
+        fit = self._fits[what, size]
+        return fit if most is None else min(fit, most)
+
+    def _steps(self, times: tuple[float, ...], device: torch.device) -> Tensor:
+        """Timesteps as a tensor, the same one each time: it is copied to an accelerator once, and the network knows it again."""
+        if (times, device) not in self._times:
+            if len(self._times) >= 16:  # other batch sizes and devices
+                self._times.clear()
+            with torch.inference_mode(False):
+                self._times[times, device] = torch.tensor(times, device=device)
+        return self._times[times, device]
 
     def _fewer(self, x: Tensor, what: str, told: str) -> int:
         """How many of them to try at once where all were too many, which is said; OutOfMemoryError with advice where there is no smaller number."""

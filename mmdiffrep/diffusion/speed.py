@@ -11,56 +11,73 @@ QUANTISED = ('int8', 'fp8')
 
 
 class Remembered:
-    """Stands for the ``forward`` of a frozen linear layer whose input is often the same: a fixed prompt's keys and values.
+    """Stands for the ``forward`` of a frozen layer whose input is often the same: a fixed prompt's keys and values, a timestep's embedding.
 
     A batch that is one row expanded is computed as one row; the same tensor as the last time is not computed again. Where gradients pass, or torch.compile
     traces, the layer does what it did.
+
+    Args:
+        layer: whose ``forward`` it is.
+        dims: dimensions of its input; others are not remembered.
+        like: the output is given in this layer's dtype, so that whoever casts it gets the same tensor.
     """
 
-    def __init__(self, layer: nn.Linear) -> None:
-        self.layer = layer
+    def __init__(self, layer: nn.Module, dims: int, like: nn.Module | None = None) -> None:
+        self.layer, self.dims, self.like = layer, dims, like
         self.seen: tuple[Any, ...] = ()
         self.input: Tensor | None = None  # kept, so that nothing else can come to lie at its address
         self.output: Tensor | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        layer = self.layer
-        learns = torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad)
-        if torch.compiler.is_compiling() or learns or x.dim() != 3 or x.is_meta or type(x) is not Tensor:
-            return nn.Linear.forward(layer, x)
+    def __call__(self, x: Tensor, *more: Any) -> Tensor:
+        weights = list(self.layer.parameters())
+        learns = torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights))
+        plain = learns or any(m is not None for m in more) or x.dim() != self.dims or x.is_meta or type(x) is not Tensor
+        if plain or torch.compiler.is_compiling():
+            return type(self.layer).forward(self.layer, x, *more)
         batch = len(x)
         row = x[:1] if batch > 1 and x.stride(0) == 0 else x
-        seen = self._seen(row)
-        if seen is None or seen != self.seen:
-            self.output = nn.Linear.forward(layer, row)
-            self.seen, self.input = (seen, row) if seen is not None else ((), None)
-        output = self.output
-        assert output is not None
+        seen = self._seen(row, weights)
         if seen is None:
-            self.output = None
-        return output.expand(batch, -1, -1) if len(output) != batch else output
+            output = self._computed(row)
+        else:
+            if seen != self.seen or self.output is None:
+                # it may be used in training after an inference_mode in which it was first asked for
+                with torch.inference_mode(False), torch.no_grad():
+                    self.output = self._computed(row)
+                self.seen, self.input = seen, row
+            output = self.output
+        return output.expand(batch, *output.shape[1:]) if len(output) != batch else output
 
-    def _seen(self, x: Tensor) -> tuple[Any, ...] | None:
+    def _computed(self, row: Tensor) -> Tensor:
+        output = type(self.layer).forward(self.layer, row)
+        return output if self.like is None else output.to(next(self.like.parameters()).dtype)
+
+    def _seen(self, x: Tensor, weights: list[nn.Parameter]) -> tuple[Any, ...] | None:
         """What the output depends on; None where a change would not be noticed."""
-        weight, kind = self.layer.weight, x.device.type
-        if x.is_inference() or weight.is_inference() or type(weight.data) is not Tensor:
+        if x.is_inference() or any(w.is_inference() or type(w.data) is not Tensor for w in weights):
             return None
+        kind = x.device.type
         cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        return (x.data_ptr(), x._version, x.shape, x.stride(), x.dtype, x.device, weight.data_ptr(), weight._version, weight.dtype, cast)
+        dtype = None if self.like is None else next(self.like.parameters()).dtype
+        return (
+            x.data_ptr(), x._version, x.shape, x.stride(), x.dtype, x.device, cast, dtype, *((w.data_ptr(), w._version, w.dtype) for w in weights)
+        )  # fmt: skip
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Remembered:
         import copy
 
-        return Remembered(copy.deepcopy(self.layer, memo))
+        return Remembered(copy.deepcopy(self.layer, memo), self.dims, copy.deepcopy(self.like, memo))
 
 
-def remember_text(network: nn.Module) -> None:
-    """Let the cross-attentions of a network of diffusers compute a prompt's keys and values once."""
+def remember_what_is_told(network: nn.Module) -> None:
+    """Let a text-conditional U-Net of diffusers compute a timestep's embedding and its cross-attentions a prompt's keys and values once."""
+    network.time_proj.forward = Remembered(network.time_proj, 1, like=network.time_embedding)
+    network.time_embedding.forward = Remembered(network.time_embedding, 2)
     for module in network.modules():
         if getattr(module, 'is_cross_attention', False):
             for layer in (module.to_k, module.to_v):
                 if type(layer) is nn.Linear:
-                    layer.forward = Remembered(layer)
+                    layer.forward = Remembered(layer, 3)
 
 
 def fuse_self_attention(network: nn.Module) -> int:

@@ -16,7 +16,7 @@ from .cutting import shorten_unet
 from .latent import LatentDenoiser, column
 from .model_files import ModelFiles, find_model
 from .schedules import build_schedule
-from .speed import remember_text
+from .speed import remember_what_is_told
 from .taps import Tap
 from .text import TextEncoder, class_tokens, load_tokens, tokens_digest
 
@@ -89,7 +89,8 @@ class StableDiffusion(LatentDenoiser):
         if random_seed is None:
             self.read_weights(files)
         self.unet.requires_grad_(False).eval()
-        remember_text(self.unet)
+        if self.runs_network:
+            remember_what_is_told(self.unet)
         self._cast: dict[torch.dtype, tuple[Tensor, int, Tensor]] = {}  # the fixed text in the network's dtype
         self.fingerprint = f'{files.fingerprint(random_seed)} text:{tokens_digest(self.tokens)}'
 

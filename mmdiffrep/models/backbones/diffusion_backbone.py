@@ -67,6 +67,8 @@ class DiffusionBackbone(RgbInput, BaseModule):
             adapter get each window alone; a window's ``per_image`` noise is seeded by its own pixels. None: the whole image.
         looks: with several timesteps or draws of noise: so many noised images go through the network at once. Less memory, the same
             maps: 1. Where memory runs out, looks without gradients are split, with a warning.
+        memory: GiB that a frozen network's activations may take, beside the weights: so many images, windows, timesteps and draws go at once as
+            fit, found from shapes once for each size; ``looks`` is then not used. None: all of a batch, split where memory runs out.
         keep_taps: further taps behind which the network is not cut, for whoever reads them.
         pretrained: not used, with a warning: what mmseg hands down from a stock config's ``model.pretrained``.
 
@@ -97,6 +99,7 @@ class DiffusionBackbone(RgbInput, BaseModule):
         conditioner: Mapping[str, Any] | None = None,
         windows: Mapping[str, Any] | None = None,
         looks: int = LOOKS,
+        memory: float | None = None,
         keep_taps: Sequence[str] = (),
         pretrained: str | None = None,
         init_cfg: dict | None = None,
@@ -123,7 +126,7 @@ class DiffusionBackbone(RgbInput, BaseModule):
             )
         # no module, so that the frozen network stays outside the module tree
         self.extractor = FeatureExtractor(
-            network, taps, timesteps, NoisePolicy(**(noise or {})), looks
+            network, taps, timesteps, NoisePolicy(**(noise or {})), looks, memory
         )
         self.amp_dtype = set_up(network, taps, trainable, with_cp, dtype, channels_last, fuse_qkv, quantise)
         self.switches = dict(channels_last=channels_last, fuse_qkv=fuse_qkv, quantise=quantise, compile=bool(compile))

@@ -98,14 +98,14 @@ class _TwoLooks(FeatureExtractor):
     def __init__(self, backbone: FeedbackBackbone) -> None:
         plain = backbone.extractor
         # one draw at once: BatchNorm in the feedback nets must not see several draws of an image as several images
-        super().__init__(plain.denoiser, plain.taps, plain.timesteps, plain.noise, looks=1)
+        super().__init__(plain.denoiser, plain.taps, plain.timesteps, plain.noise, looks=1, memory=plain.memory)
         self.backbone = [backbone]  # in a list: no module in the module tree
 
     def look(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> dict[str, Tensor]:
         backbone = self.backbone[0]
         with torch.no_grad():
-            first = self.denoiser.features(x_t, t, condition, list(backbone.feedback))
-        return self.denoiser.features(x_t, t, condition, self.moving, inject=backbone.feed(first))
+            first = self.denoiser.features(x_t, t, condition, list(backbone.feedback), check=False)
+        return self.denoiser.features(x_t, t, condition, self.moving, inject=backbone.feed(first), check=False)
 
 
 def _net(channels: int, wanted: int) -> nn.Sequential:
