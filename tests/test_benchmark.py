@@ -1,5 +1,6 @@
 """tools/benchmark.py: both ways give the same answers on small networks; what is counted, said and refused."""
 
+import copy
 import importlib
 import json
 from pathlib import Path
@@ -8,14 +9,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensor
 
 import mmdiffrep  # noqa: F401
+from mmdiffrep.diffusion.speed import Remembered
 from mmdiffrep.utils.bench import measure as measuring
-from mmdiffrep.utils.bench import published, study
+from mmdiffrep.utils.bench import networks, published, study
 from mmdiffrep.utils.bench.scenarios import SCENARIOS
+from mmdiffrep.utils.comparison.flops import count_flops
 
 ODISE = 'vae.encoder.down_blocks.2.resnets.0:in,up_blocks.0.resnets.2:in,up_blocks.3.resnets.2:in,vae.decoder.up_blocks.1.resnets.1:in'
 ROOT = Path(__file__).parents[1]
+CLIP = dict(
+    embed_dim=12, vision_cfg=dict(image_size=32, layers=2, width=16, head_width=8, patch_size=8),
+    text_cfg=dict(context_length=8, vocab_size=40, width=8, heads=1, layers=1),
+)  # fmt: skip
 
 
 def settings(model=None, **changes):
@@ -37,26 +45,71 @@ def test_the_published_way_answers_the_same(name, small_sd_config):
     assert study.difference(*answers) < 1e-4 and answers[0].keys() == answers[1].keys()
 
 
-@pytest.mark.parametrize('name', ['extraction', 'training', 'windows', 'vpd'])
-def test_whole_networks_answer_the_same(name, tiny_sd_config):
-    config = dict(tiny_sd_config)
+@pytest.mark.parametrize('name', ['look-sd15', 'windows', 'vpd', 'loading'])
+def test_whole_networks_answer_the_same(name, tiny_sd_config, tmp_path):
     answers = []
     for implementation in SCENARIOS[name].implementations[:2]:
-        s = SimpleNamespace(**settings(config, size=128 if name == 'windows' else 64, batch=2, tap=ODISE if name == 'windows' else 'up_blocks.1'))
-        case = SCENARIOS[name].make(implementation, s)
-        with torch.inference_mode(not SCENARIOS[name].learns):
+        tap = ODISE if name == 'windows' else 'up_blocks.1'
+        s = settings(dict(tiny_sd_config), size=128 if name == 'windows' else 64, batch=2, tap=tap, shared=str(tmp_path))
+        case = SCENARIOS[name].make(implementation, SimpleNamespace(**s))
+        with torch.inference_mode():
             answers.append(case.call())
-        if SCENARIOS[name].learns:  # steps change the head alike
-            answers[-1] = case.call()
-    assert answers[0].keys() == answers[1].keys() and len(answers[0]) == dict(extraction=1, training=1, windows=4, vpd=10)[name]
+    assert answers[0].keys() == answers[1].keys() and len(answers[0]) == dict(windows=4, vpd=10).get(name, 1)
     assert study.difference(*answers) < 1e-4
+
+
+@pytest.mark.parametrize('name', ['mmseg', 'odise'])
+def test_steps_of_the_toolkits_heads_learn_the_same(name, tiny_sd_config, tmp_path):
+    """Two steps, so that the gradients of the first show; whole networks cost more."""
+    pytest.importorskip('mmseg' if name == 'mmseg' else 'mmdet')
+    config = copy.deepcopy(tiny_sd_config)
+    config['vae']['layers_per_block'] = 2  # the configs' taps
+    if name == 'odise':
+        (tmp_path / 'open_clip_config.json').write_text(json.dumps(dict(model_cfg=CLIP, preprocess_cfg={})))
+        config['clip'] = str(tmp_path)
+    answers, flops = [], []
+    for implementation in ('ours', 'published'):
+        case = SCENARIOS[name].make(implementation, SimpleNamespace(**settings(config, size=128)))
+        answers.append([case.call(), case.call()])
+        flops.append(measuring.flops_of(case.call))
+    for first, second in zip(*answers):
+        assert study.difference(first, second) < 1e-3
+    assert answers[0][0]['loss'] != answers[0][1]['loss'] and answers[0][0]['gradient'] > 0
+    assert flops[0] < flops[1]
+
+
+def test_the_published_networks_are_untouched(small_sd_config):
+    net = networks.network(SimpleNamespace(**settings(small_sd_config)), None, ours=False)
+    assert not any('forward' in vars(module) for module in net.network.modules())
+    again = networks.network(SimpleNamespace(**settings(small_sd_config)), ['up_blocks.1'], ours=True)
+    assert any(isinstance(vars(module).get('forward'), Remembered) for module in again.network.modules())
+
+
+def test_flops_are_counted_without_arithmetic(small_sd_config):
+    """Like those of a real call; what looks at values is called."""
+    for name in ('published', 'ours'):
+        case = SCENARIOS['look-sd15'].make(name, SimpleNamespace(**settings(small_sd_config, tap='up_blocks.0')))
+        with torch.inference_mode():
+            found = measuring.flops_of(case.call)
+            answer = case.call()  # nothing fake is left behind
+            counted = count_flops(case.call)
+            assert study.difference(case.call(), answer) == 0
+        if name == 'published':
+            assert found == counted > 0
+        else:  # ours remembers text and timestep from the first call on
+            assert counted < found < 1.01 * counted
+    a, b = torch.randn(2, 16, 16)
+    assert measuring.flops_of(lambda: a @ b if float(a.sum()) < 1e9 else a) == 2 * 16**3
+    seen = []
+    measuring.flops_of(lambda: seen.append(type(a @ b)))
+    assert seen == [FakeTensor]
 
 
 def test_extraction_of_other_families_answers_the_same(tiny_config, tiny_dit_config):
     for config, tap in ((tiny_config, 'mid_block,up_blocks.1'), (tiny_dit_config, 'transformer_blocks.1')):
         answers = []
         for implementation in ('ours', 'published'):
-            case = SCENARIOS['extraction'].make(implementation, SimpleNamespace(**settings(config, size=256 if 'transformer' in config else 32, tap=tap)))
+            case = SCENARIOS['look-sd15'].make(implementation, SimpleNamespace(**settings(config, size=256 if 'transformer' in config else 32, tap=tap)))
             with torch.inference_mode():
                 answers.append(case.call())
         assert study.difference(*answers) < 1e-4
@@ -114,7 +167,7 @@ def test_the_published_pixels_by_hand():
 
 
 def test_a_case_is_measured():
-    found, answer = measuring.measure(settings(scenario='matching', implementation='ours', size=32, calls=2))
+    found, answer = measuring.Measured(settings(scenario='matching', implementation='ours', size=32, calls=2))(count=True)
     assert found['seconds'] > 0 and found['images'] == 2 and found['peak'] > found['beside'] >= 0 and found['flops'] is None
     assert answer['places'].shape == (5, 2)
 
@@ -126,9 +179,11 @@ def test_differences_and_the_table():
         study.difference(a, dict(x=torch.zeros(3)))
     ours = study.Outcome('pair', 'ours', [2.0, 1.0, 3.0], 2, 2**31, 2**29, 10**12)
     theirs = study.Outcome('pair', 'published', [8.0], 2, 2**32, 2**31, 3 * 10**12)
+    aside = study.Outcome('correspondence', 'ours', [1.0]), study.Outcome('correspondence', 'published', [2.0])
     assert ours.median == 2 and ours.spread == 2
-    text = study.markdown([ours, theirs], dict(pair=1e-6), settings(threads=1), 1e12)
-    assert '4.00× as fast as "published" (wanted: 3×), 0.25 of its memory' in text and '50 %' in text and 'at most 1.0e-06' in text
+    text = study.markdown([ours, theirs, *aside], dict(pair=1e-6, correspondence=0), dict(vpd='no memory'), settings(threads=1), 1e12)
+    assert '4.00× as fast as "published", 0.25 of its memory' in text and '2.00× as fast as "published" (wanted: 3.5×)' in text and 'vpd failed: no memory' in text
+    assert '50 %' in text and 'at most 1.0e-06' in text
     assert study.drawn([ours, theirs]).ndim == 3
     assert study.matrix_peak('cpu', 1, 64, 2) > 0
 
@@ -137,10 +192,13 @@ def test_differences_and_the_table():
 def test_the_tool(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / 'tools'))
     main = importlib.import_module('benchmark').main
-    assert main(['matching', '--size', '32', '--rounds', '1', '--out', str(tmp_path)]) == 0
+    assert main(['matching', '--size', '32', '--rounds', '2', '--out', str(tmp_path)]) == 0
     assert 'matching' in capsys.readouterr().out
     saved = json.loads((tmp_path / 'benchmark.json').read_text())
-    assert [one['implementation'] for one in saved] == ['ours', 'published'] and (tmp_path / 'benchmark.png').is_file()
-    for wrong, message in ((['fly'], "['fly'] are unknown"), (['pair', '--rounds', '0'], 'give at least 1'), (['correspondence', '--model', 'nothing'], 'nothing')):
-        assert main(wrong) == 2
+    assert [(one['implementation'], len(one['seconds'])) for one in saved] == [('ours', 2), ('published', 2)] and (tmp_path / 'benchmark.png').is_file()
+    for wrong, message in ((['fly'], "['fly'] are unknown"), (['pair', '--rounds', '0'], 'give at least 1'), (['matching', 'correspondence', '--size', '32', '--rounds', '1', '--model', 'nothing'], 'nothing')):
+        assert main([*wrong, '--out', str(tmp_path)]) == 2
         assert message in capsys.readouterr().err
+    # what did not fail is there
+    assert [one['scenario'] for one in json.loads((tmp_path / 'benchmark.json').read_text())] == ['matching'] * 2
+    assert 'correspondence failed' in (tmp_path / 'benchmark.md').read_text()

@@ -403,7 +403,7 @@ def test_peak_bytes_agree_with_torchs_own_tracker(tiny_denoiser):
             call(rows)
         weights = sum(p.nbytes for p in net.parameters())
         want = tracker.get_tracker_snapshot('peak')[torch.device('cpu')]['Total'] - weights
-        assert peak_bytes(lambda rows=rows: call(rows)) == pytest.approx(want, rel=0.01)
+        assert peak_bytes(lambda rows=rows: call(rows)) == pytest.approx(want, rel=0.03)
 
 
 @pytest.mark.parametrize('kind', ['shared', 'per_image'])

@@ -5,7 +5,7 @@
     python tools/benchmark.py pair --size 768 --device cuda
     python tools/benchmark.py matching pixels head --rounds 5
 
-Implementations take turns, each call in a process of its own: A B A B. Published procedures are written plainly on untouched diffusers
+Implementations take turns, each in a process of its own that is built once: A B A B. Published procedures are written plainly on untouched diffusers
 (mmdiffrep/utils/bench/published.py). Seconds on a CPU are processor time, so that other work hardly counts; memory is the process's peak, with and
 without what it had when the model was built. Writes benchmark.json, benchmark.md and benchmark.png into --out. Nothing is fetched.
 """

@@ -16,6 +16,7 @@ from .condition import Condition, Latent
 from .denoiser import Denoiser
 from .noise import LATENT_STREAM, NoisePolicy, image_key
 from .taps import PROBS, VARYING, TapInfo
+from .tracing import is_abstract
 
 LOOKS = 8
 
@@ -210,12 +211,15 @@ class FeatureExtractor:
 
     def _steps(self, times: tuple[float, ...], device: torch.device) -> Tensor:
         """Timesteps as a tensor, the same one each time: it is copied to an accelerator once, and the network knows it again."""
-        if (times, device) not in self._times:
-            if len(self._times) >= 16:  # other batch sizes and devices
-                self._times.clear()
+        found = self._times.get((times, device))
+        if found is None:
             with torch.inference_mode(False):
-                self._times[times, device] = torch.tensor(times, device=device)
-        return self._times[times, device]
+                found = torch.tensor(times, device=device)
+            if not is_abstract(found):
+                if len(self._times) >= 16:  # other batch sizes and devices
+                    self._times.clear()
+                self._times[times, device] = found
+        return found
 
     def _fewer(self, x: Tensor, what: str, told: str) -> int:
         """How many of them to try at once where all were too many, which is said; OutOfMemoryError with advice where there is no smaller number."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import platform
@@ -90,10 +91,14 @@ def run(
         own = {key: settings[key] or getattr(SCENARIOS[name], key) for key in ('model', 'size', 'batch')}
         start = done
         try:
-            with tempfile.TemporaryDirectory() as shared:
+            with contextlib.ExitStack() as stack:
+                shared = stack.enter_context(tempfile.TemporaryDirectory())
+                workers = {
+                    i: stack.enter_context(Worker({**settings, **own, 'scenario': name, 'implementation': i, 'shared': shared}))
+                    for i in implementations
+                }
                 for number, implementation in itertools.product(range(rounds), implementations):
-                    asked = {**settings, **own, 'scenario': name, 'implementation': implementation, 'count': not number, 'shared': shared}
-                    measured, answers[implementation] = _in_a_process(asked)
+                    measured, answers[implementation] = workers[implementation].measure(count=number == rounds - 1)
                     found[implementation].add(measured)
                     done += 1
                     progress(f'{name}, {implementation}: {measured["seconds"]:.3g} s a call')
@@ -206,14 +211,42 @@ def _implementations(name: str, stock: bool) -> tuple[str, ...]:
     return every if stock else every[:2]
 
 
-def _in_a_process(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    with tempfile.TemporaryDirectory() as folder:
-        asked, answer = Path(folder, 'settings.json'), Path(folder, 'answer.pt')
-        asked.write_text(json.dumps(dict(settings)))
-        done = subprocess.run(
-            [sys.executable, '-m', 'mmdiffrep.utils.bench.measure', str(asked), str(answer)], capture_output=True, text=True
-        )
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or [f'ended with {done.returncode}: killed, as when memory runs out?']
-            raise ValueError(f'{settings["scenario"]}, {settings["implementation"]}: {lines[-1]}')
-        return json.loads(done.stdout.splitlines()[-1]), torch.load(answer, weights_only=True)
+class Worker:
+    """A process that holds one implementation, built at its first round, and measures it when it is told to.
+
+    A context manager: the process ends with it.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = dict(settings)
+        self.process: subprocess.Popen | None = None
+
+    def __enter__(self) -> Worker:
+        self._folder = tempfile.TemporaryDirectory()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+        self._folder.cleanup()
+
+    def measure(self, count: bool) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """A round: what :class:`~mmdiffrep.utils.bench.measure.Measured` gives. ValueError with the process's last words where it ended."""
+        asked, answer, said = (Path(self._folder.name, name) for name in ('settings.json', 'answer.pt', 'stderr.txt'))
+        if self.process is None:
+            asked.write_text(json.dumps(self.settings))
+            command = [sys.executable, '-m', 'mmdiffrep.utils.bench.measure', str(asked), str(answer)]
+            with said.open('w') as stderr:
+                self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True)
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write('count\n' if count else 'go\n')
+            self.process.stdin.flush()
+        # other libraries may print, too
+        line = next((line for line in self.process.stdout if line.startswith('{')), None)
+        if line is None:
+            ended = self.process.wait()
+            lines = said.read_text().strip().splitlines() or [f'ended with {ended}: killed, as when memory runs out?']
+            raise ValueError(f'{self.settings["scenario"]}, {self.settings["implementation"]}: {lines[-1]}')
+        return json.loads(line), torch.load(answer, weights_only=True)
