@@ -108,7 +108,7 @@ def test_several_timesteps_come_t_major(build):
     maps = both(picture())
     apart = [*build(timesteps=10)(picture()), *build(timesteps=500)(picture())]
     assert len(maps) == 6 and both.out_channels == [16, 16, 16] * 2
-    assert all(torch.equal(a, b) for a, b in zip(maps, apart))
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(maps, apart))
 
 
 def test_draws_are_averaged(build):

@@ -230,3 +230,13 @@ def test_weights_of_timms_from_a_file(tmp_path):
     want = whole.eval().forward_features(image)
     model = timm_backbone(checkpoint=str(tmp_path / 'weights.safetensors')).eval()
     assert torch.equal(model(image)[0], want) and not torch.equal(timm_backbone().eval()(image)[0], want)
+
+
+def test_a_stock_network_whose_channels_lie_behind():
+    """Swin's maps come as (B, h, w, C)."""
+    model = timm_backbone('swin_tiny_patch4_window7_224', out_indices=(0, 3), model_args=dict(img_size=64))
+    image = torch.randn(1, 3, 64, 64)
+    maps = model.eval()(image)
+    assert [tuple(m.shape) for m in maps] == [(1, 96, 16, 16), (1, 768, 2, 2)]
+    assert [m.shape[1] for m in maps] == model.out_channels
+    assert torch.equal(maps[1][0, :, 1, 0], model.net(image)[1][0, 1, 0])

@@ -255,7 +255,7 @@ def test_maps_come_t_major_with_the_autoencoders_first(sd):
     ]  # fmt: skip
     apart = [FeatureExtractor(sd, taps, t)(picture()) for t in (10, 500)]
     for got, want in zip(extract(picture()), [*apart[0], *apart[1][1:]]):
-        assert torch.equal(got, want)
+        assert torch.allclose(got, want, rtol=1e-4, atol=1e-5)
     assert not torch.equal(apart[0][1], apart[1][1])
     only = FeatureExtractor(sd, ['vae.encoder.conv_in'], [10, 500])
     assert len(only(picture())) == 1 and [info.channels for info in only.infos()] == [8]

@@ -1,6 +1,8 @@
 """Where weights come from, and what is said when they do not come."""
 
+import hashlib
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmdiffrep.diffusion import loading, weights
+from mmdiffrep.diffusion import hashes, loading, weights
 from mmdiffrep.diffusion.pixel_unet import PixelUNet
 
 
@@ -216,9 +218,73 @@ def test_weights_that_do_not_fit(tiny_folder, tmp_path, tiny_config):
 
 def test_loaded_weights_are_a_copy(tiny_folder, tmp_path, tiny_config):
     torch.save(state_of(tiny_folder), tmp_path / 'w.pt')
-    before = loading.file_sha256(tmp_path / 'w.pt')
+    before = hashes.file_sha256(tmp_path / 'w.pt')
     denoiser = PixelUNet(str(tmp_path / 'w.pt'), config=tiny_config)
     with torch.no_grad():
         for p in denoiser.parameters():
             p.zero_()
-    assert loading.file_sha256(tmp_path / 'w.pt') == before
+    assert hashes.file_sha256(tmp_path / 'w.pt') == before
+
+
+# ---- hashes of large files ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def read(monkeypatch, tmp_path):
+    """Files that were read to be hashed; every file is a large one."""
+    seen, plain = [], hashes.file_sha256
+    monkeypatch.setattr(hashes, 'file_sha256', lambda path: seen.append(Path(path).name) or plain(path))
+    monkeypatch.setattr(hashes, 'LARGE', 0)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    return seen
+
+
+def test_a_large_file_is_hashed_once(read, tmp_path, monkeypatch):
+    file = tmp_path / 'w.bin'
+    file.write_bytes(b'one')
+    want = hashlib.sha256(b'one').hexdigest()
+    # it may still be written to
+    assert hashes.known_sha256(file) == want == hashes.known_sha256(file) and len(read) == 2
+    monkeypatch.setattr(hashes, 'SETTLED', -1)
+    assert [hashes.known_sha256(file) for _ in range(3)] == [want] * 3 and len(read) == 3
+    link = tmp_path / 'link.bin'
+    link.symlink_to(file)
+    assert hashes.known_sha256(link) == want and len(read) == 3
+    # other content of the same size with the old time of change
+    before = file.stat()
+    file.write_bytes(b'two')
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert hashes.known_sha256(file) == hashlib.sha256(b'two').hexdigest() and len(read) == 4
+    (note,) = (tmp_path / 'cache/mmdiffrep/hashes').iterdir()
+    for broken in ('{', '[]', json.dumps(dict(json.loads(note.read_text()), sha256='0')), json.dumps(dict(json.loads(note.read_text()), path='/other'))):
+        note.write_text(broken)
+        assert hashes.known_sha256(file) == hashlib.sha256(b'two').hexdigest()
+    assert len(read) == 8
+    assert hashes.known_hashes([file, link, file]) == [hashlib.sha256(b'two').hexdigest()] * 3
+    assert hashes.known_hashes([]) == []
+
+
+def test_hashes_without_a_home_and_from_the_hubs_cache(read, tmp_path, monkeypatch):
+    monkeypatch.setattr(hashes, 'SETTLED', -1)
+    file = tmp_path / 'w.bin'
+    file.write_bytes(b'one')
+    (tmp_path / 'cache').write_text('a file in the way')
+    assert hashes.known_sha256(file) == hashlib.sha256(b'one').hexdigest() == hashes.known_sha256(file) and len(read) == 2
+    blob = tmp_path / 'models--org--name' / 'blobs' / ('ab' * 32)
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(b'weights')
+    (tmp_path / 'snapshot.safetensors').symlink_to(blob)
+    assert hashes.known_sha256(tmp_path / 'snapshot.safetensors') == 'ab' * 32 and len(read) == 2
+    small = blob.with_name('cd' * 20)  # a small file's name is no SHA-256
+    small.write_bytes(b'{}')
+    assert hashes.known_sha256(small) == hashlib.sha256(b'{}').hexdigest()
+
+
+def test_weights_are_copied_once_and_are_no_part_of_the_file(tmp_path):
+    net = torch.nn.Linear(3, 2, device='meta')
+    for dtype in (torch.float16, torch.float32):
+        stored = dict(weight=torch.ones(2, 3, dtype=dtype), bias=torch.zeros(2, dtype=dtype))
+        weights.fill(net, stored.__getitem__, set(stored), 'here')
+        with torch.no_grad():
+            net.weight.add_(1)
+        assert net.weight.dtype == torch.float32 and bool((stored['weight'] == 1).all()) and bool((net.weight == 2).all())

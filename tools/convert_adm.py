@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from mmdiffrep.diffusion import adm
-from mmdiffrep.diffusion.loading import WEIGHT_SUFFIXES, file_sha256
+from mmdiffrep.diffusion.hashes import file_sha256
+from mmdiffrep.diffusion.loading import WEIGHT_SUFFIXES
 from mmdiffrep.diffusion.weights import WeightFile
 
 DTYPES = dict(fp16=torch.float16, fp32=torch.float32)

@@ -45,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument('--views', type=int, metavar='K', help='K fixed views of each training image')
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=['train', 'val'], help='default: train val')
     parser.add_argument('--batch-size', type=int, help="images at once; default: the config's")
-    parser.add_argument('--workers', type=int, help="processes that load; default: the config's")
+    parser.add_argument('--workers', type=int, help="processes that load while the network looks; default: the config's, and one where it has none")
     parser.add_argument(
         '--shard', metavar='K/N', help="the K-th of N parts of the images, from 0; default: this process's under torch.distributed.run, else all"
     )
@@ -84,8 +84,8 @@ def shard_of(text: str | None) -> tuple[int, int]:
     return number, count
 
 
-def batches(cfg: Any, part: str, args: argparse.Namespace) -> DataLoader | None:
-    """A part's batches, in order, of this shard; None where the config has no such part."""
+def batches(cfg: Any, part: str, args: argparse.Namespace, pinned: bool = False) -> DataLoader | None:
+    """A part's batches, in order, of this shard; None where the config has no such part. Workers load while the network looks."""
     loader = cfg.get(f'{part}_dataloader')
     if not loader:
         return None
@@ -93,8 +93,8 @@ def batches(cfg: Any, part: str, args: argparse.Namespace) -> DataLoader | None:
     number, count = shard_of(args.shard)
     chosen = Subset(data, range(number, len(data), count))
     size = args.batch_size or loader.get('batch_size', 1)
-    workers = args.workers if args.workers is not None else loader.get('num_workers', 0)
-    return DataLoader(chosen, size, num_workers=workers, collate_fn=pseudo_collate)
+    workers = args.workers if args.workers is not None else loader.get('num_workers', 0) or 1
+    return DataLoader(chosen, size, num_workers=workers, collate_fn=pseudo_collate, pin_memory=pinned)
 
 
 def extract(args: argparse.Namespace) -> None:
@@ -113,7 +113,7 @@ def extract(args: argparse.Namespace) -> None:
         raise ValueError(f'{args.config} has none of the parts {args.parts}')
     begin, seen = time.perf_counter(), 0
     for part in args.parts:
-        loader = batches(cfg, part, args)
+        loader = batches(cfg, part, args, pinned=torch.device(device).type == 'cuda')
         if loader is None:
             continue
         for images in _images(loader, preprocessor, part):

@@ -173,7 +173,8 @@ def _origins(node: Any, place: str = '') -> Iterator[str]:
 
 def _hash(name: str) -> str:
     """Of the weights that ship, in short, so that a card tells which they were."""
-    from mmdiffrep.diffusion.loading import file_sha256, locate, shipped_models
+    from mmdiffrep.diffusion.hashes import file_sha256
+    from mmdiffrep.diffusion.loading import locate, shipped_models
 
     if name not in shipped_models():
         return ''

@@ -37,6 +37,7 @@ class Denoiser(nn.Module):
         self._session: TapSession | None = None
         self._compiled: CompiledTaps | None = None
         self._trace_cache: dict[tuple[int, int], list[TraceEvent]] = {}
+        self.known_infos: dict[str, TapInfo] = {}  # of the taps for which the network was cut
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Denoiser:
         """A copy, an EMA's say, is not compiled."""
@@ -305,8 +306,14 @@ class Denoiser(nn.Module):
         """Shorten the network behind the last of ``taps``. Their activations stay what they were."""
         wanted = {self.tap(name) for name in taps}
         last = self._last(wanted)
+        self.note_infos(wanted)
         self.shorten(last)
         self._trace_cache.clear()
+
+    def note_infos(self, taps: set[Tap]) -> None:
+        """Keep what is known of taps for which the network is about to be cut: channels and strides stay what they are."""
+        found = self.tap_info((self.divisor * 2, self.divisor * 2))
+        self.known_infos = {str(tap): found[str(tap)] for tap in taps if str(tap) in found}
 
     def _last(self, taps: set[Tap]) -> Tap:
         size = (self.divisor * 2, self.divisor * 2)

@@ -82,8 +82,10 @@ class FeatureExtractor:
         """
         step = self.denoiser.divisor
         side = -(-max(64, step) // step) * step
-        found = self.denoiser.tap_info((side, side))
         places = {name: self.denoiser.tap(name) for name in self.taps}
+        found = self.denoiser.known_infos
+        if any(str(tap) not in found or tap.side in PROBS for tap in places.values()):
+            found = self.denoiser.tap_info((side, side))
         missing = [name for name, tap in places.items() if str(tap) not in found]
         if missing:
             raise ValueError(

@@ -121,6 +121,7 @@ class LatentDenoiser(Denoiser):
         last, last_before, last_behind = (
             self._last(found) if found else None for found in (moving, before, behind)
         )
+        self.note_infos(wanted)
         if last is not None:
             self.shorten(last)
         else:

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 import torch
 
+from .hashes import known_hashes
+
 SHIPPED = Path(__file__).resolve().parents[1] / 'data' / 'weights'
 HUB_PATTERNS = (
     'unet/*', 'transformer/*', 'vae/*', 'text_encoder/*', 'tokenizer/*', 'scheduler/*', 'diffusion_pytorch_model*',
@@ -41,8 +43,8 @@ class Source:
         Nothing but the content: the same weights fit by a hub id, from a download, and after a folder was renamed.
         """
         digest = hashlib.sha256()
-        for file in sorted(files):
-            digest.update(file_sha256(file).encode())
+        for found in known_hashes(sorted(files)):
+            digest.update(found.encode())
         return f'sha256:{digest.hexdigest()}'
 
 
@@ -122,14 +124,6 @@ def _download(url: str) -> Path:
                 f'pretrained={url!r} could not be downloaded ({error}). Fetch it elsewhere and give the local path'
             ) from error
     return target
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -157,12 +157,12 @@ def fill(
             )
         owner = module.get_submodule(name.rpartition('.')[0])
         leaf = name.rpartition('.')[2]
-        value = value.to(torch.float32) if value.is_floating_point() else value
+        # a copy: the file may be memory-mapped, and the weights may be trained
+        value = value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
         if isinstance(old, nn.Parameter):
-            # a copy: the file may be memory-mapped, and the weights may be trained
-            owner.register_parameter(leaf, nn.Parameter(value.clone()))
+            owner.register_parameter(leaf, nn.Parameter(value))
         else:
-            owner.register_buffer(leaf, value.clone())
+            owner.register_buffer(leaf, value)
 
 
 # attention in files that diffusers wrote before 0.17 (all of Google's DDPM ones on the hub)

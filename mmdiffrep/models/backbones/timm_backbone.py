@@ -64,6 +64,7 @@ class TimmBackbone(BaseModule):
             self._small_stem(model)
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.net.to(memory_format=self.memory_format)
+        self.channels_behind = getattr(self.net, 'output_fmt', None) == 'NHWC'  # Swin's
         self.frozen = frozen
         if frozen:
             self.net.requires_grad_(False)
@@ -86,4 +87,5 @@ class TimmBackbone(BaseModule):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Images (B, 3, H, W) as the data preprocessor left them -> maps (B, C_k, h_k, w_k)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return tuple(self.net(image.to(memory_format=self.memory_format)))
+            maps = self.net(image.to(memory_format=self.memory_format))
+            return tuple(m.permute(0, 3, 1, 2) if self.channels_behind else m for m in maps)
