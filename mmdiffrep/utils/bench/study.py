@@ -25,7 +25,7 @@ from mmdiffrep.utils.files import write
 from mmdiffrep.utils.taps import format_table
 from mmdiffrep.visualization import write_picture
 
-from .scenarios import SCENARIOS
+from .scenarios import SCENARIOS, STOCK
 
 GIB = 2**30
 
@@ -180,7 +180,8 @@ def drawn(outcomes: Sequence[Outcome]) -> np.ndarray:
     bars = []
     for name in dict.fromkeys(one.scenario for one in outcomes):
         ours, *others = (one for one in outcomes if one.scenario == name)
-        bars += [(f'{name}\n{one.implementation}', one.median / ours.median) for one in others if SCENARIOS[name].same]
+        shown = others if SCENARIOS[name].same else []
+        bars += [(f'{name}\n{one.implementation}', one.median / ours.median) for one in shown if one.implementation not in STOCK]
     figure = Figure(figsize=(7, 1 + 0.5 * max(len(bars), 1)), dpi=120, layout='constrained')
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -188,11 +189,11 @@ def drawn(outcomes: Sequence[Outcome]) -> np.ndarray:
     axes.barh(range(len(bars)), [value - 1 for _, value in bars], color=colours, left=1)
     axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=8)
     for k, (_, value) in enumerate(bars):
-        axes.text(max(value, 1) * 1.05, k, f'{value:.1f}×', va='center', fontsize=8)
+        axes.text(max(value, 1) * 1.05, k, f'{value:.2g}×', va='center', fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale('log')
     axes.axvline(1, color='black', linewidth=1)
-    axes.margins(x=0.15)
+    axes.margins(x=0.15, y=0.02)
     axes.set_xlabel('time, in multiples of ours')
     axes.spines[['top', 'right']].set_visible(False)
     canvas.draw()
