@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmdiffrep.diffusion import hashes, loading, weights
+from mmdiffrep.diffusion import hashes, weights
 from mmdiffrep.diffusion.pixel_unet import PixelUNet
 
 

@@ -106,9 +106,9 @@ def odise_head(name: str, s: SimpleNamespace) -> Case:
     Its gradients go through the frozen U-Net to the captioner. The published way looks at windows one by one, asks the text encoder at each, and runs the
     autoencoder and the U-Net to their ends.
     """
+    from mmdet.registry import MODELS
     from mmengine.logging import MMLogger
     from mmengine.registry import init_default_scope
-    from mmdet.registry import MODELS
 
     init_default_scope('mmdet')
     MMLogger.get_current_instance().setLevel('WARNING')  # a line for each parameter otherwise
