@@ -122,9 +122,7 @@ def odise_head(name: str, s: SimpleNamespace) -> Case:
     config.backbone = frozen_backbone(config.backbone, s, ours, decode=True)
     config.backbone.windows = dict(size=s.size // 2, batch=4 if ours else 1)
     torch.manual_seed(0)
-    drawn = with_random_weights(dict(config, backbone={**config.backbone, 'denoiser': dict(config.backbone['denoiser'], pretrained=None)}))
-    drawn['backbone']['denoiser'].pop('pretrained')
-    model: Any = MODELS.build(drawn).to(s.device).train()
+    model: Any = MODELS.build(with_random_weights(config)).to(s.device).train()
     if not ours:
         extractor = model.backbone.extractor
         text = published.text_tower(extractor.denoiser.unet.config.cross_attention_dim).to(s.device)
