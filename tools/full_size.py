@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 import mmdiffrep  # noqa: F401
+from mmdiffrep.diffusion.budget import peak_bytes
 from mmdiffrep.diffusion.denoiser import Denoiser
 from mmdiffrep.diffusion.extraction import FeatureExtractor
 from mmdiffrep.diffusion.model_files import known_configs
@@ -86,6 +87,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     shapes: dict[str, str] = {}
     with torch.no_grad():
         flops = count_flops(run)
+        least = peak_bytes(lambda: extract(images))
         peak = peak_memory(run, weights)
         for _ in range(args.runs):
             run()
@@ -97,6 +99,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         'TFLOP': f'{flops / 1e12:.3f}',
         'seconds, median': f'{statistics.median(seconds[2:]):.2f}',
         'peak GiB, weights included': f'{peak / 2**30:.2f}',
+        'beside the weights, GiB': f'{(peak - weights) / 2**30:.3f}',
+        'activations by their shapes, GiB': f'{least / 2**30:.3f}',
     }
 
 
