@@ -431,6 +431,11 @@ def test_a_budget_sets_how_many_go_at_once(small_sd_config, kind, monkeypatch):
         seen['encoded'].clear()
         extractor(x)
         assert seen['encoded'] == [2, 2]  # what was found out stays
+        plenty = FeatureExtractor(net, taps, [10, 90], noise, memory=1)
+        all_at_once, look = [], plenty.look
+        monkeypatch.setattr(plenty, 'look', lambda x_t, *more: all_at_once.append(len(x_t)) or look(x_t, *more))
+        assert_near(plenty(x), want)
+        assert all_at_once == [1, 2, 24]  # more than the eight that go together without a budget
         with pytest.warns(UserWarning, match='needs about .* GiB beside the weights'):
             small = FeatureExtractor(net, taps, [10, 90], noise, memory=1e-6)(x)
         assert_near(small, want)
