@@ -23,7 +23,7 @@ def load(name):
 
 def test_a_step_with_and_without_checkpointing(capsys):
     tool = load('classifier_cost')
-    assert tool.main([str(CONFIG), '--batch-size', '32']) == 0
+    assert tool.main([str(CONFIG), '--batch-size', '16']) == 0
     text = capsys.readouterr().out
     assert 'feedback up_blocks.1.attentions.1 -> down_blocks.2.attentions.0: 96 -> 96 channels' in text
     assert 'attention over 64 tokens and a class token, 1 timestep(s), linear layer 128 -> 10' in text

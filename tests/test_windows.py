@@ -237,7 +237,7 @@ def test_the_batch_limit_changes_nothing(build, kind):
 def spied(backbone, image):
     """x_t of every window, in the order in which they are looked at."""
     seen, original = [], backbone.denoiser.features
-    backbone.denoiser.features = lambda x_t, *args: seen.append(x_t) or original(x_t, *args)
+    backbone.denoiser.features = lambda x_t, *args, **more: seen.append(x_t) or original(x_t, *args, **more)
     backbone(image)
     return torch.cat(seen)
 

@@ -155,7 +155,7 @@ class Denoiser(nn.Module):
             self.check_maps(maps, list(taps))
             return maps
         session = TapSession(self.network, names, added)
-        with self._reading(session), self._uncompiled():
+        with self._reading(session), self.uncompiled():
             self.run(x_t, t, condition)
         idle = [str(tap) for tap in added if tap not in session.injected]
         if idle:
@@ -176,18 +176,8 @@ class Denoiser(nn.Module):
         moving = [self.tap(name) for name in taps if not self.is_static(name)]
         self._compiled = CompiledTaps(self.network, moving, **how)
 
-    @contextlib.contextmanager
-    def plain(self) -> Iterator[None]:
+    def uncompiled(self) -> contextlib.AbstractContextManager[None]:
         """While this context is open looks are not compiled."""
-        compiled = self._compiled
-        with self._uncompiled():
-            self._compiled = None
-            try:
-                yield
-            finally:
-                self._compiled = compiled
-
-    def _uncompiled(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self._compiled is None else self._compiled.aside()
 
     def _additions(
@@ -267,7 +257,7 @@ class Denoiser(nn.Module):
         """Every module side that a forward passes at an image size (H, W), found without arithmetic."""
         self.check_image_size(image_size)
         if image_size not in self._trace_cache:
-            with torch.no_grad(), self._uncompiled():
+            with torch.no_grad(), self.uncompiled():
                 self._trace_cache[image_size] = trace(
                     self.network, lambda: run_on_meta(self, image_size)
                 )
@@ -335,7 +325,7 @@ class Denoiser(nn.Module):
         session = TapSession(self.network, wanted, stop=False)
         try:
             self.network.requires_grad_(True)
-            with torch.enable_grad(), session(), self._uncompiled():
+            with torch.enable_grad(), session(), self.uncompiled():
                 run_on_fakes(self, (self.divisor * 2, self.divisor * 2))
         finally:
             for name, p in parameters.items():

@@ -84,7 +84,7 @@ class FeatureExtractor:
         side = -(-max(64, step) // step) * step
         places = {name: self.denoiser.tap(name) for name in self.taps}
         found = self.denoiser.known_infos
-        if any(str(tap) not in found or tap.side in PROBS for tap in places.values()):
+        if any(str(tap) not in found for tap in places.values()):
             found = self.denoiser.tap_info((side, side))
         missing = [name for name, tap in places.items() if str(tap) not in found]
         if missing:
@@ -199,7 +199,7 @@ class FeatureExtractor:
         if self.memory is None:
             return most
         if (what, size) not in self._fits:
-            with self.denoiser.plain():
+            with self.denoiser.uncompiled():
                 fit, one = rows_within(self.memory * GIB, lambda rows: peak_bytes(lambda: run(rows)))
             self._fits[what, size] = fit
             if one > self.memory * GIB:
