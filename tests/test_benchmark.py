@@ -12,9 +12,13 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor
 
 import mmdiffrep  # noqa: F401
+from mmdiffrep.diffusion.condition import Condition
+from mmdiffrep.diffusion.extraction import FeatureExtractor
+from mmdiffrep.diffusion.noise import NoisePolicy
 from mmdiffrep.diffusion.speed import Remembered
 from mmdiffrep.utils.bench import measure as measuring
 from mmdiffrep.utils.bench import networks, published, study
+from mmdiffrep.utils.bench.case import picture
 from mmdiffrep.utils.bench.scenarios import SCENARIOS
 from mmdiffrep.utils.comparison.flops import count_flops
 
@@ -76,6 +80,21 @@ def test_steps_of_the_toolkits_heads_learn_the_same(name, tiny_sd_config, tmp_pa
         assert study.difference(first, second) < 1e-3
     assert answers[0][0]['loss'] != answers[0][1]['loss'] and answers[0][0]['gradient'] > 0
     assert flops[0] < flops[1]
+
+
+def test_a_published_window_is_told_what_the_captioner_says(small_sd_config):
+    net = networks.network(SimpleNamespace(**settings(small_sd_config)), None, ours=False)
+    image, noise = picture(32, 'cpu'), NoisePolicy('shared', 7, 1)
+    tokens, bias = net.tokens + 1, torch.ones(1, net.unet.time_embedding.linear_2.out_features)
+    found = []
+    with torch.no_grad():
+        for told in ((None, None), (tokens, None), (None, bias)):
+            got = published.odise_window(net, None, image, ['up_blocks.1'], 10, noise, *told, decode=False)
+            condition = Condition(tokens=net.tokens if told[0] is None else tokens, time_bias=told[1])
+            want = FeatureExtractor(net, ['up_blocks.1'], 10, noise)(image, condition)
+            torch.testing.assert_close(got['up_blocks.1'], want[0], rtol=1e-4, atol=1e-5)
+            found.append(want[0])
+    assert all((found[0] - other).abs().max() > 1e-3 for other in found[1:])
 
 
 def test_the_published_networks_are_untouched(small_sd_config):
