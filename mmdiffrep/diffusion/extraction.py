@@ -84,7 +84,8 @@ class FeatureExtractor:
         side = -(-max(64, step) // step) * step
         places = {name: self.denoiser.tap(name) for name in self.taps}
         found = self.denoiser.known_infos
-        if any(str(tap) not in found for tap in places.values()):
+        # how many words there are, and so a probability's channels, may have changed since the network was cut
+        if any(str(tap) not in found or tap.side in PROBS for tap in places.values()):
             found = self.denoiser.tap_info((side, side))
         missing = [name for name, tap in places.items() if str(tap) not in found]
         if missing:
