@@ -181,3 +181,15 @@ def test_the_papers_pairs(monkeypatch):
 def test_what_does_not_fit_is_refused(changes, message, tiny_config):
     with pytest.raises(ValueError, match=message):
         backbone(tiny_config, **changes)
+
+
+def test_a_budget_puts_no_draws_together_while_batches_are_counted(tiny_config, images):
+    model = backbone(tiny_config, memory=1, noise=dict(kind='shared', draws=3))
+    rows, look = [], model.extractor.look
+    model.extractor.look = lambda x_t, *more: rows.append(len(x_t)) or look(x_t, *more)
+    with torch.no_grad():
+        model.train()(images)
+        assert set(rows) == {len(images)}
+        rows.clear()
+        model.eval()(images)
+        assert max(rows) > len(images)

@@ -101,6 +101,10 @@ class _TwoLooks(FeatureExtractor):
         super().__init__(plain.denoiser, plain.taps, plain.timesteps, plain.noise, looks=1, memory=plain.memory)
         self.backbone = [backbone]  # in a list: no module in the module tree
 
+    def _looks_at_once(self, x_t: Tensor, condition: Condition | None) -> int | None:
+        """A budget puts draws together where the feedback nets do not count them."""
+        return None if self.backbone[0].training else super()._looks_at_once(x_t, condition)
+
     def look(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> dict[str, Tensor]:
         backbone = self.backbone[0]
         with torch.no_grad():
