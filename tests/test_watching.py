@@ -288,27 +288,3 @@ def test_tool_says_what_is_wrong(tool, arguments, message, tmp_path, capsys):
     assert tool([*arguments, '--out', str(tmp_path / 'x.png'), '--device', 'cpu']) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
-
-
-# ---- tools/linear_probe.py ---------------------------------------------------------------------------------------------
-
-
-def test_probe_tool_scores_every_cell(run, folder, tmp_path, capsys):
-    _, work_dir = run
-    main = tool_main('linear_probe')
-    arguments = [str(work_dir / 'diffusers'), str(folder), '--train', '5', '--val', '3', '--timesteps', '0', '200', '--lr', '0.1']
-    assert main([*arguments, '--seeds', '2', '--out', str(tmp_path / 'out'), '--device', 'cpu']) == 0
-    printed = capsys.readouterr().out
-    assert '10 images to train on, 6 to score, 2 classes, 8×8' in printed and 'chance 50.0' in printed
-    rows = (tmp_path / 'out' / 'probe.csv').read_text().splitlines()
-    taps = {row.split(',')[1] for row in rows[1:]} - {''}
-    assert taps == {'mid_block', 'up_blocks.0.attentions.0', 'up_blocks.0.attentions.1', 'up_blocks.1.resnets.0', 'up_blocks.1.resnets.1'}
-    assert len(rows) == 1 + 2 * 5 * 2 * 2 + 2  # networks × taps × timesteps × seeds, and pixels
-    # dark and light: any network's average tells them apart at low noise
-    low = [float(row.split(',')[4]) for row in rows if row.startswith('pre-trained,mid_block,0')]
-    assert low == [100, 100]
-    assert cv2.imread(str(tmp_path / 'out' / 'probe.png')).shape[1] > 400
-    assert main([str(work_dir / 'diffusers'), str(folder), '--train', '8', '--device', 'cpu']) == 2
-    assert main([str(work_dir / 'diffusers'), str(folder), '--timesteps', '1000', '--device', 'cpu']) == 2
-    errors = capsys.readouterr().err
-    assert 'outside the schedule; allowed: whole numbers' in errors
