@@ -13,6 +13,16 @@ TINY = dict(
 )  # fmt: skip
 
 
+@pytest.fixture(autouse=True, scope='session')
+def configs_as_they_are():
+    """mmengine lays configs out by yapf at each start and each checkpoint, which takes up to two seconds each time."""
+    from mmengine.config import config
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, 'FormatCode', lambda text, **style: (text, False))
+        yield
+
+
 @pytest.fixture
 def tiny_config():
     """Arguments of a UNet2DModel with three stages and attention: divisor 4, 8 to 16 channels."""
