@@ -1,6 +1,10 @@
 """Small networks that several test files share."""
 
+import contextlib
 import copy
+import functools
+import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +25,32 @@ def configs_as_they_are():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(config, 'FormatCode', lambda text, **style: (text, False))
         yield
+
+
+@functools.cache
+def _pretended():
+    spec = importlib.util.spec_from_file_location('pretended_accelerator', Path(__file__).with_name('pretended_accelerator.py'))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def on_accelerator():
+    """The accelerator, or a pretended one: mmengine's runner moves its model there, and tensors that were left behind are found."""
+    with _accelerator() as device:
+        yield device
+
+
+@pytest.fixture(scope='module')
+def all_on_accelerator():
+    """The same for all of a file's tests, with what they share."""
+    with _accelerator() as device:
+        yield device
+
+
+def _accelerator():
+    return contextlib.nullcontext(torch.device('cuda', 0)) if torch.cuda.is_available() else _pretended().accelerator()
 
 
 @pytest.fixture

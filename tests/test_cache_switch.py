@@ -203,10 +203,10 @@ def test_each_process_of_a_launcher_extracts_its_part(config, extract, tmp_path,
 
 
 @pytest.mark.skipif(not (ROOT / 'tools').is_dir(), reason='the tests do not run in a checkout')
-def test_what_was_extracted_is_trained_on_without_a_look(config, extract, tmp_path, capsys):
+def test_what_was_extracted_is_trained_on_without_a_look(config, extract, tmp_path, capsys, on_accelerator):
     crops = (dict(type='RandomCrop', size=8), dict(type='RandomHorizontalFlip'))
     config(crops).dump(tmp_path / 'config.py')
-    options = [str(tmp_path / 'config.py'), '--cache', str(tmp_path / 'kept'), '--views', '2', '--device', 'cpu']
+    options = [str(tmp_path / 'config.py'), '--cache', str(tmp_path / 'kept'), '--views', '2', '--device', 'cuda']
     for shard, images in (('0/2', 4), ('1/2', 4)):
         assert extract([*options, '--shard', shard]) == 0
         assert f'{images} images' in capsys.readouterr().out

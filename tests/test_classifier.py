@@ -15,7 +15,10 @@ from mmdiffrep.structures import ClassSample
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'configs/difformer/difformer_cifar-unet_15e_cifar10-32x32.py'
-pytestmark = pytest.mark.skipif(not CONFIG.is_file(), reason='the tests do not run in a checkout')
+pytestmark = [
+    pytest.mark.skipif(not CONFIG.is_file(), reason='the tests do not run in a checkout'),
+    pytest.mark.usefixtures('all_on_accelerator'),
+]
 COLOURS = dict(blue=(220, 40, 40), green=(40, 220, 40), red=(40, 40, 220))
 
 

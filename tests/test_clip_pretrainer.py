@@ -26,6 +26,7 @@ from mmdiffrep.evaluation import ZeroShotAccuracy  # noqa: E402
 from mmdiffrep.models.pretrainers import ClipPretrainer, clip_pretrainer  # noqa: E402
 from mmdiffrep.openvocab import build_tokenizer, load_clip  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures('all_on_accelerator')
 ROOT = Path(__file__).parents[1]
 WORDS = ['a red disc, a blue star and a green ring in front of sand']
 TINY = dict(
@@ -471,13 +472,13 @@ def trained(scenes, tmp_path_factory):
 
 def test_training_moves_every_weight_and_saves_the_average(trained):
     runner, folder = trained
-    averaged = next(h for h in runner.hooks if isinstance(h, EMAHook)).ema_model.module.clip
+    averaged = next(h for h in runner.hooks if isinstance(h, EMAHook)).ema_model.module.clip.cpu()
     begin = ClipPretrainer(TINY, list(THINGS)).clip.state_dict()
     loaded, _, tokenizer = load_clip(folder)
     for name, value in averaged.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
         assert value.shape == begin[name].shape
-    assert not torch.equal(loaded.visual.proj, runner.model.clip.visual.proj)
+    assert not torch.equal(loaded.visual.proj, runner.model.clip.visual.proj.cpu())
     ids = tokenizer(['a red disc'])
     assert torch.equal(ids, runner.model.tokenizer(['a red disc']))
     scores = runner.message_hub.log_scalars

@@ -458,7 +458,7 @@ def test_a_neck_is_trained_through_the_runner(tiny_config, tmp_path):
     assert not any('conv_in' in key for key in torch.load(file, weights_only=True)['state_dict'])
     matcher = Matcher(cfg, file)
     found = matcher.match(tmp_path / 'images/a.png', tmp_path / 'images/b.png', told[0])
-    assert torch.equal(found.points, model.eval().match(*pair_of, told[0]).points)
+    assert torch.equal(found.points, model.eval().match(*pair_of, told[0]).points.cpu())
     with pytest.raises(ValueError, match='a neck .LayerMixing. that is trained'):
         Matcher(cfg)
 
@@ -477,11 +477,11 @@ def test_the_matcher_answers_as_the_model_and_looks_once(tmp_path):
     looks = []
     ours.model.backbone.register_forward_hook(lambda *_: looks.append(1))
     points = [[30.0, 40.0], [90.0, 60.0]]
-    want = ours.model.match(as_tensor(image), as_tensor(other), points)
+    want = ours.model.match(as_tensor(image), as_tensor(other), points).points.cpu()
     looks.clear()
     for source in (image, tmp_path / 'a.png', as_tensor(image)):
         found = ours.match(source, other, points)
-        assert torch.equal(found.points, want.points)
+        assert torch.equal(found.points, want)
     assert len(looks) == 2
     assert torch.allclose(found.points, torch.tensor(points) + torch.tensor([5.0, 0.0]), atol=2)
     heat = ours.scores(image, other, points[0])
@@ -496,7 +496,7 @@ def test_flips_seen_by_the_matcher():
     ours = matcher(flip=True)
     found = ours.match(image, image[:, ::-1].copy(), [[10.0, 20.0]])
     assert found.flipped and (found.points - torch.tensor([[109.0, 20.0]])).abs().max() <= 2
-    assert torch.equal(found.points, ours.model.match(as_tensor(image), as_tensor(image[:, ::-1]), [[10.0, 20.0]]).points)
+    assert torch.equal(found.points, ours.model.match(as_tensor(image), as_tensor(image[:, ::-1]), [[10.0, 20.0]]).points.cpu())
 
 
 def test_flow_keypoints_and_objects():

@@ -40,9 +40,10 @@ FAMILIES = {
     ),
 }
 
-pytestmark = pytest.mark.skipif(
-    not (ROOT / 'configs').is_dir(), reason='the tests do not run in a checkout'
-)
+pytestmark = [
+    pytest.mark.skipif(not (ROOT / 'configs').is_dir(), reason='the tests do not run in a checkout'),
+    pytest.mark.usefixtures('all_on_accelerator'),
+]
 
 
 def load_tool(name):
@@ -72,8 +73,6 @@ def traces_once():
         patch.setattr(Denoiser, 'trace', once(trace))
         patch.setattr(Denoiser, 'unused_parameters', once(unused))
         patch.setattr('mmengine.runner.runner.collect_env', dict)  # it starts compilers to ask for their versions
-        # yapf takes seconds to lay out a config, five times a run
-        patch.setattr('mmengine.config.config.FormatCode', lambda text, *_, **__: (text, True))
         yield
     torch.set_num_threads(threads)
 

@@ -241,7 +241,7 @@ def test_a_resumed_run_ends_as_one_that_ran_through(folder, tmp_path, tiny_confi
     start = load(tmp_path / 'through' / 'iter_4.pth')['state_dict']
     assert any(not torch.equal(start[key], a['state_dict'][key]) for key in start)
     # training features are those of the test
-    model, image = through.model.eval(), torch.rand(1, 3, *SIZES[1])
+    model, image = through.model.cpu().eval(), torch.rand(1, 3, *SIZES[1])
     other = MODELS.build(config(folder, tmp_path / 'x', tiny_config, **options).model).eval()
     other.load_state_dict(a['state_dict'])
     assert torch.equal(model(image), other(image)) and backbone_mark(model) == backbone_mark(other)

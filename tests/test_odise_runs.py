@@ -14,7 +14,10 @@ from mmdiffrep.datasets.toyscenes import write_toyscenes
 
 pytest.importorskip('mmdet')
 CONFIG = Path(__file__).parents[1] / 'configs/odise/odise_toy-unet_1200i_toyscenes-64x64.py'
-pytestmark = pytest.mark.skipif(not CONFIG.is_file(), reason='the tests do not run in a checkout')
+pytestmark = [
+    pytest.mark.skipif(not CONFIG.is_file(), reason='the tests do not run in a checkout'),
+    pytest.mark.usefixtures('all_on_accelerator'),
+]
 
 
 def config(data, work_dir, iters, **changes):

@@ -18,6 +18,7 @@ from mmdiffrep.diffusion.schedules import PREDICTIONS, build_schedule
 from mmdiffrep.engine.hooks import SaveDiffusersHook
 from mmdiffrep.models.pretrainers.denoising_pretrainer import DenoisingPretrainer
 
+pytestmark = pytest.mark.usefixtures('all_on_accelerator')
 TINY = dict(
     sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
     down_block_types=('DownBlock2D', 'AttnDownBlock2D'), up_block_types=('AttnUpBlock2D', 'UpBlock2D'),
@@ -225,7 +226,7 @@ def test_average_is_the_one_of_theory(trained):
 
 def test_folder_holds_the_average_and_loads_everywhere(trained):
     runner, _, folder = trained
-    ema = ema_unet(runner).eval()
+    ema = ema_unet(runner).cpu().eval()
     stored = load_file(folder / 'unet' / 'diffusion_pytorch_model.safetensors')
     assert stored.keys() == ema.state_dict().keys()
     assert all(torch.equal(stored[name], value) for name, value in ema.state_dict().items())
@@ -264,7 +265,7 @@ def test_half_precision_without_average(folder, tmp_path):
     saved = tmp_path / 'diffusers'
     assert 'weights: fp16\n' in (saved / 'README.md').read_text()
     stored = load_file(saved / 'unet' / 'diffusion_pytorch_model.safetensors')
-    trained = runner.model.model.network.state_dict()
+    trained = {name: value.cpu() for name, value in runner.model.model.network.state_dict().items()}
     assert all(torch.equal(stored[name], value.half()) for name, value in trained.items())
     assert {p.dtype for p in runner.model.parameters()} == {torch.float32}
     denoiser = PixelUNet(pretrained=str(saved))

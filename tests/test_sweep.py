@@ -157,13 +157,13 @@ def test_an_interrupted_sweep_goes_on(config, tmp_path, tool, capsys):
     assert json.loads((tmp_path / 'cut/sweep.json').read_text())['looks']['pre-trained'] == 2 * (12 + 12 + 12)
 
 
-def test_segmentation_and_correspondence(config, files, tmp_path, tool):
+def test_segmentation_and_correspondence(config, files, tmp_path, tool, on_accelerator):
     path = config('pixels')
-    assert sweep(tool, path, tmp_path / 'pixels', '--timesteps', '0', '--pixels', '60', '--epochs', '60') == 0
+    assert sweep(tool, path, tmp_path / 'pixels', '--timesteps', '0', '--pixels', '60', '--epochs', '60', '--device', 'cuda') == 0
     found = {r['tap']: float(r['score']) for r in rows(tmp_path / 'pixels')}
     assert found['down_blocks.0.resnets.0'] > 80  # colours are still there, at the pixels' own places
     assert found['mid_block'] < found['down_blocks.0.resnets.0']
-    pairs = ('--probe', 'correspondence', '--pairs', str(files / 'pairs/pairs.json'), '--noise', 'none')
+    pairs = ('--probe', 'correspondence', '--pairs', str(files / 'pairs/pairs.json'), '--noise', 'none', '--device', 'cuda')
     assert sweep(tool, config(), tmp_path / 'pairs', '--timesteps', '0', *pairs) == 0
     found = {r['tap']: float(r['score']) for r in rows(tmp_path / 'pairs')}
     assert found['down_blocks.0.resnets.0'] == 100  # an image matched with itself

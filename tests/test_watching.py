@@ -18,6 +18,7 @@ from mmdiffrep.evaluation import TimestepLoss
 from mmdiffrep.evaluation.linear_probe import linear_probe, pooled_features
 from mmdiffrep.visualization.samples import sample_grid, to_pictures
 
+pytestmark = pytest.mark.usefixtures('all_on_accelerator')
 UNET = dict(
     sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, attention_head_dim=8,
     down_block_types=('DownBlock2D', 'AttnDownBlock2D'), up_block_types=('AttnUpBlock2D', 'UpBlock2D'),
@@ -129,7 +130,7 @@ def test_losses_by_timestep_by_hand(run):
 
 def test_probe_reads_what_a_plain_hook_reads(run, folder):
     runner, work_dir = run
-    model = runner.model.model
+    model = runner.model.model.cpu()
     images = torch.stack([ImageFolder(str(folder), 8, random=False)[i]['inputs'] for i in range(3)]).flip(1) / 127.5 - 1
     torch.manual_seed(4)
     got = pooled_features(model, images, 100, TAPS)
@@ -199,7 +200,7 @@ def test_hooks_refuse_what_draws_no_images():
 
 
 def test_what_is_no_map_is_not_pooled(run):
-    model = run[0].model.model
+    model = run[0].model.model.cpu()
     with pytest.raises(ValueError, match=r"taps \['time_embedding \(2, 32\)'\] are no maps"):
         pooled_features(model, torch.zeros(2, 3, 8, 8), 10, ['time_embedding'])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class Matcher:
         return self._look([self._rgb(image)], category)[0]
 
     def match(self, source: Image, target: Image, points: Any, category: str | None = None) -> Matches:
-        """Where points (n, 2) of the source lie in the target, and how alike they are.
+        """Where points (n, 2) of the source lie in the target, and how alike they are; in main memory.
 
         Raises:
             ValueError: no points, or points outside the source.
@@ -84,7 +85,8 @@ class Matcher:
         options = {name: getattr(self.model, name) for name in ('window', 'temperature') if hasattr(self.model, name)}
         if getattr(self.model, 'flip', False):
             images.append(images[0].flip(-1))
-        return match_maps(self._look(images, category), points, sizes, metric=self.model.metric, **options)
+        found = match_maps(self._look(images, category), points, sizes, metric=self.model.metric, **options)
+        return replace(found, points=found.points.cpu(), scores=found.scores.cpu())
 
     def scores(self, source: Image, target: Image, point: Sequence[float], category: str | None = None) -> Tensor:
         """How alike one point of the source and each pixel of the target are: a heat map (H, W)."""
