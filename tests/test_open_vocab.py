@@ -208,8 +208,8 @@ def test_a_stuff_class_that_would_be_void_is_refused():
         losses(model)
 
 
-def test_captions_train_masks_without_classes():
-    model = build(**{'panoptic_head.supervision': 'captions'})
+def test_captions_train_masks_without_classes(on_accelerator):
+    model = build(**{'panoptic_head.supervision': 'captions'}).to(on_accelerator)
     data = batch()
     for sample, caption in zip(data['data_samples'], ['a red disc in front of grass', 'a blue star and a ring']):
         sample.set_metainfo(dict(caption=caption))
