@@ -104,8 +104,9 @@ def test_a_backbone_answers_as_on_the_cpu(kind, settings, denoisers):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize('precision', [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize('trained', [dict(trainable=True), dict(trainable=['up_blocks'], with_cp=True), dict(type='mmdiffrep.FeedbackBackbone')])
-def test_a_classifier_learns(trained, denoisers):
+def test_a_classifier_learns(trained, precision, denoisers):
     denoiser, taps = denoisers['pixel']
     feedback = dict(feedback={'mid_block': 'down_blocks.2.resnets.0'}) if 'type' in trained else {}
     backbone = dict(type='mmdiffrep.DiffusionBackbone', denoiser=dict(denoiser, random_seed=0), taps=taps, timesteps=[10, 90], **PLAIN)
@@ -118,8 +119,10 @@ def test_a_classifier_learns(trained, denoisers):
     samples = [ClassSample(gt_label=torch.tensor(i)) for i in (0, 2)]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     data = model.data_preprocessor(dict(inputs=list(picture(2, 3, 32, 32)), data_samples=samples), True)
-    loss = sum(value for name, value in model(**data, mode='loss').items() if 'loss' in name)
+    with torch.autocast('cpu', precision, enabled=precision is not None):
+        loss = sum(value for name, value in model(**data, mode='loss').items() if 'loss' in name)
     loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     optimizer.step()
     assert before and all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if name in before)

@@ -54,6 +54,8 @@ def test_the_same_maps_once_an_image(tiny_config, images):
     half = cached(tiny_config)(images)
     for a, c in zip(half, plain):
         assert a.dtype == torch.float32 and torch.allclose(a, c, atol=2e-3 * c.abs().max())
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert all(torch.equal(a, b) for a, b in zip(half, cached(tiny_config)(images)))
 
 
 def test_a_folder_serves_later_runs_of_the_same_backbone(tiny_config, images, tmp_path):

@@ -1,10 +1,12 @@
 """The toy ODISE through mmengine's runner: trained, validated, stopped, resumed, and asked by its work folder."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
@@ -75,3 +77,19 @@ def test_it_trains_validates_resumes_and_answers(data, tmp_path):
     ask = OpenVocabInferencer(config(data, tmp_path / 'stopped', 3), tmp_path / 'stopped')
     result = ask(str(next((data / 'images/val_heldout').iterdir())), vocabulary='red star; sky (stuff)', progress=False)
     assert result.ids.shape == (96, 96)
+
+
+def test_it_trains_in_mixed_precision(data, tmp_path, monkeypatch):
+    own = OptimWrapper.optim_context
+
+    @contextlib.contextmanager
+    def context(self, model):
+        with own(self, model), torch.autocast('cpu', torch.bfloat16):
+            yield
+
+    monkeypatch.setattr(OptimWrapper, 'optim_context', context)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        runner = run(data, tmp_path / 'mixed', 1)
+    assert runner.message_hub.get_scalar('train/loss').current() > 0
+    trained = [p for p in runner.model.parameters() if p.requires_grad]
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in trained)

@@ -26,7 +26,8 @@ class CachedBackbone(BaseModule):
     """Around a frozen backbone: the same maps, rounded to ``dtype``, and each image's computed once.
 
     An image is known by its content as the backbone gets it. So an image that is cropped at random is another one each time, and nothing
-    is gained; a mirrored one is a second image. Maps come in channels-last memory format.
+    is gained; a mirrored one is a second image. Maps come in channels-last memory format, and are computed in the backbone's own precision (its
+    ``dtype``) also where training runs under autocast.
 
     Args:
         backbone: config of the backbone; nothing of it may be trained, nor drawn afresh.
@@ -103,7 +104,8 @@ class CachedBackbone(BaseModule):
             if not rows.get(key):
                 missing[key] = i
         if missing:
-            batch = self.backbone(image[list(missing.values())])
+            with torch.autocast(image.device.type, enabled=False):  # in the backbone's own precision, whoever asks first
+                batch = self.backbone(image[list(missing.values())])
             for k, key in enumerate(missing):
                 rows[key] = store.laid_out([m[k] for m in batch])
                 number = store.put(key, size, rows[key])
@@ -111,9 +113,10 @@ class CachedBackbone(BaseModule):
                     self._numbers[key] = number
                 else:
                     store.drop_last()
-        return tuple(
-            torch.stack(list(maps)).to(image.device, image.dtype).permute(0, 3, 1, 2) for maps in zip(*(rows[key] for key in keys))
-        )
+        with torch.autocast('cpu', enabled=False):  # it stacks no fp16 where it computes in bf16
+            return tuple(
+                torch.stack(list(maps)).to(image.device, image.dtype).permute(0, 3, 1, 2) for maps in zip(*(rows[key] for key in keys))
+            )
 
     def _from_uncached(self, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
         """Checkpoints are those of the backbone alone, so that they fit with and without a cache."""
