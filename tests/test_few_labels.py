@@ -94,6 +94,13 @@ def test_any_data_set_gives_the_images_that_seg_folder_takes(folder, serialize):
         assert subset.metainfo['classes'] == META['classes']
 
 
+def test_a_subset_has_no_parts_of_earlier_ones(folder):
+    whole = BaseSegDataset(**{k: v for k, v in config(folder, pipeline=PACK).items() if k != 'type'})
+    (memo,) = BaseSegDataset._copy_without_annotation.__defaults__  # not there any more: mmengine is mended, and few_labels need not be
+    memo[id(whole.pipeline)] = 'what another data set left'
+    assert callable(LabelSubset(whole, 4).dataset.pipeline)
+
+
 def test_a_subset_is_taken_once_late_or_after_pickling_and_leaves_the_data_set_alone(folder):
     lazy = LabelSubset(config(folder, 'mmseg.BaseSegDataset', PACK, lazy_init=True), 4)
     again = pickle.loads(pickle.dumps(lazy))

@@ -63,6 +63,7 @@ class LabelSubset(Dataset):
         if not self._cut:
             self.dataset.full_init()
             places = chosen(len(self.dataset), self.num_labels, self.subset_seed)
+            _forget_copies(self.dataset)
             self.dataset = self.dataset.get_subset(places)
             self._cut = True
 
@@ -86,3 +87,10 @@ class LabelSubset(Dataset):
         if name == 'dataset':  # while it is unpickled
             raise AttributeError(name)
         return getattr(self.dataset, name)
+
+
+def _forget_copies(dataset: Any) -> None:
+    """mmengine (0.10) notes what it has copied in a default argument, by ids that freed objects leave to others: a copy could get a stranger's parts."""
+    for memo in getattr(getattr(dataset, '_copy_without_annotation', None), '__defaults__', None) or ():
+        if isinstance(memo, dict):
+            memo.clear()
